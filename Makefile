@@ -1,0 +1,47 @@
+# Every target makes its own environment first; nothing has to be installed by hand.
+PYTHON ?= python3# 3.11 or newer
+VENV ?= .venv
+ARGS ?=# handed on, e.g. make demo ARGS="--help", make test ARGS="-k anderson"
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: help demo test check mesh bench notebooks clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: $(VENV)/.train ## train a small multiscale DEQ on Fashion-MNIST (minutes)
+	$(BIN)/python -m experiments.demo $(ARGS)
+
+test: $(VENV)/.dev ## the whole suite
+	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+
+check: $(VENV)/.dev ## format, lint, types (seconds)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+mesh: $(VENV)/.dev ## the suites on 8 simulated devices, Auto and Explicit axes
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m mesh $(ARGS)
+
+bench: $(VENV)/.dev ## the benchmarks, as ratios within one run
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+notebooks: ## none yet
+	@echo "There are no notebooks yet."
+
+clean: ## remove environments, builds and caches
+	rm -rf .venv* build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# $(VENV)/.EXTRA says that the extra is installed as pyproject.toml asks today.
+$(VENV)/.%: pyproject.toml setup.cfg
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "jaxdeq needs Python 3.11 or newer; '$(PYTHON)' is not. Try: make PYTHON=python3.13 ..." >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq -e '.[$*]'
+	@touch $@
