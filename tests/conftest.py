@@ -1,0 +1,23 @@
+"""What every test runs under: 8 simulated devices, strict dtypes, checked shapes, fixed draws."""
+
+import os
+
+# Before jax starts: it reads both once.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+)
+
+import hypothesis
+import jax
+import jaxtyping
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Before the first `import jaxdeq`: its signatures are checked at every call, shapes too.
+jaxtyping.install_import_hook("jaxdeq", "beartype.beartype")
+
+hypothesis.settings.register_profile(
+    "house", database=None, deadline=None, derandomize=True, max_examples=25
+)
+hypothesis.settings.load_profile("house")

@@ -1,0 +1,99 @@
+"""The house rules: who may import whom, what `import jaxdeq` loads, what is documented."""
+
+import ast
+import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import jaxdeq
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "jaxdeq"
+
+# Each floor imports from the rows before its own, never from its own row. `__init__`
+# stands for the public names: `from jaxdeq import fixed_point`.
+FLOORS = [
+    {"_types", "_tree"},
+    {"_closure", "_loop", "solvers"},
+    {"_rule"},
+    {"adjoints"},
+    {"_fixed_point", "_regularizers"},
+    {"__init__"},
+    {"nn"},
+    {"models"},
+    {"training"},
+]
+FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
+FIRST_TO_IMPORT = {"flax": "nn", "optax": "training", "orbax": "training"}
+GUESTS = ["experiments", "notebooks", "benchmarks"]  # see the public names only
+
+
+def imports(path: Path) -> set[tuple[str, ...]]:
+    """The dotted names that a file imports: `from a.b import c` is (a, b, c)."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {tuple(alias.name.split(".")) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            here = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            base = here + tuple((node.module or "").split(".") if node.module else ())
+            found |= {(*base, alias.name) for alias in node.names}
+    return found
+
+
+def room(name: tuple[str, ...]) -> tuple[str, ...]:
+    """(floor's module,) or (floor's package, file) that `jaxdeq.<name>` lives in."""
+    if not name or name[0] not in FLOOR:
+        return ("__init__",)
+    return name[:2] if (PACKAGE / name[0]).is_dir() else name[:1]
+
+
+def files(folder: str) -> list:
+    """One test parameter a Python file."""
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    return [pytest.param(path, id=str(path.relative_to(ROOT))) for path in paths]
+
+
+@pytest.mark.parametrize("path", files("jaxdeq"))
+def test_imports_only_from_the_floors_below(path):
+    here = path.relative_to(PACKAGE).with_suffix("").parts
+    assert here[0] in FLOOR, f"give {here[0]} a floor in FLOORS"
+    for name in imports(path):
+        if name[0] == "jaxdeq":
+            there = room(name[1:])
+            own = here[-1] == "__init__" and there[0] == here[0]
+            assert own or FLOOR[there[0]] < FLOOR[here[0]], f"imports {'.'.join(name)}"
+        first = FIRST_TO_IMPORT.get(name[0], here[0])
+        assert FLOOR[here[0]] >= FLOOR[first], f"imports {name[0]}, which {first} is first to"
+
+
+@pytest.mark.parametrize("path", [param for guest in GUESTS for param in files(guest)])
+def test_guests_import_public_names(path):
+    names = [name for name in imports(path) if name[0] == "jaxdeq"]
+    assert not [name for name in names if any(part.startswith("_") for part in name)]
+
+
+def test_import_is_light():
+    """A fresh interpreter, for this one has imported everything."""
+    code = f"import jaxdeq, sys; print(*{set(FIRST_TO_IMPORT)} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("module", ["jaxdeq", "jaxdeq.solvers", "jaxdeq.adjoints", "jaxdeq.nn"])
+def test_public_names_are_documented(module):
+    module = importlib.import_module(module)
+    for name in module.__all__:
+        doc = getattr(module, name).__doc__
+        assert doc, f"{name} has no docstring"
+        assert not doc.startswith(f"{name}("), f"{name} has only the docstring of its dataclass"
+
+
+def test_version_is_one():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert jaxdeq.__version__ == project["version"]
