@@ -1,0 +1,94 @@
+"""Refuses wrong settings, each with what was wrong, what was got and what would do."""
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+
+
+def fraction(name: str, value) -> None:
+    """Checks a number in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value <= 1:
+        raise ValueError(f"{name} must be a number in (0, 1], where 1 is a full step; got {value!r}")
+
+
+def count(name: str, value, least: int = 1) -> None:
+    """Checks an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an int of at least {least}; got {value!r} ({type(value).__name__})")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}")
+
+
+def nonnegative(name: str, value) -> None:
+    """Checks a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be a finite number of at least 0; got {value!r}")
+
+
+def solver(value) -> None:
+    """Checks that the value has the methods of a `Solver`, and is not a class."""
+    if isinstance(value, type) or not (hasattr(value, "init") and hasattr(value, "step")):
+        raise TypeError(f"solver must be a solver object such as jaxdeq.solvers.Anderson(); got {value!r}")
+
+
+def adjoint(value) -> None:
+    """Checks that the value has the method of an `Adjoint`, and is not a class."""
+    if isinstance(value, type) or not hasattr(value, "solve"):
+        raise TypeError(f"adjoint must be an adjoint object such as jaxdeq.adjoints.Implicit(); got {value!r}")
+
+
+def limits(rtol, atol, max_steps) -> None:
+    """Checks tolerances and budget; what is traced cannot be checked and is not."""
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if not isinstance(value, jax.Array):
+            nonnegative(name, value)
+    if not isinstance(max_steps, jax.Array):
+        count("max_steps", max_steps)
+    elif not jnp.issubdtype(max_steps.dtype, jnp.integer):
+        raise TypeError(f"max_steps must be an integer; got an array of {max_steps.dtype}")
+
+
+def state(z0, batched: bool):
+    """Checks the initial guess and returns it as arrays."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(z0)
+    if not leaves:
+        raise ValueError(f"z0 must hold at least one array; got the empty tree {z0!r}")
+    arrays = []
+    for path, leaf in leaves:
+        where = f"z0{jax.tree_util.keystr(path)}"
+        try:
+            dtype = jax.dtypes.canonicalize_dtype(jax.typeof(leaf).dtype)
+        except TypeError as error:
+            raise TypeError(f"{where} must be a floating or complex array; got {leaf!r}") from error
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"{where} must be floating or complex, because an equilibrium is real-valued; got {dtype}. "
+                f"Convert it, for example with .astype(jnp.float32), or pass it as an argument of f"
+            )
+        arrays.append(jnp.asarray(leaf, dtype))
+    if batched:
+        sizes = {jax.tree_util.keystr(path): x.shape[:1] for (path, _), x in zip(leaves, arrays, strict=True)}
+        if len(set(sizes.values())) > 1 or () in sizes.values():
+            raise ValueError(f"batched=True needs one leading batch axis, the same in every leaf of z0; got {sizes}")
+    return tree.unflatten(arrays)
+
+
+def same(z0, out) -> None:
+    """Checks that `f` returned what it was given: structure, shapes, dtypes."""
+    have, want = jax.tree.structure(out), jax.tree.structure(z0)
+    if have != want:
+        hint = ""
+        if isinstance(out, tuple) and len(out) and jax.tree.structure(out[0]) == want:
+            hint = ". f must return the new z alone: auxiliary results can be computed from the solution"
+        raise TypeError(f"f must return the structure of z0, {want}; got {have}{hint}")
+    pairs = zip(jax.tree_util.tree_flatten_with_path(z0)[0], jax.tree.leaves(out), strict=True)
+    for (path, a), b in pairs:
+        where = jax.tree_util.keystr(path)
+        if a.shape != b.shape:
+            raise ValueError(f"f must return the shapes of z0; at z{where} it got {a.shape} and returned {b.shape}")
+        if a.dtype != b.dtype:
+            raise TypeError(
+                f"f must return the dtypes of z0; at z{where} it got {a.dtype} and returned {b.dtype}. "
+                f"Cast the result with .astype({a.dtype}), or start from a z0 of {b.dtype}"
+            )

@@ -1,0 +1,171 @@
+"""Turns what a function closes over into arguments, and takes out of a map what does not depend on `z`."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import Literal, Var
+
+# Python scalars other than floats stay Python values, so that `range(n)` and `if flag:` work on them.
+_TRACED = (jax.Array, np.ndarray, np.generic, float, complex)
+
+
+@dataclass(frozen=True, eq=False)
+class Hoisted:
+    """A map as a jaxpr: `call(operands, z)`, with nothing closed over that could carry a gradient.
+
+    Two of them are equal when they compute the same: the same operations on the same shapes in
+    the same order. Python functions inside (rules of custom derivatives, callbacks) cannot be
+    compared, so a map that holds any equals only those made from the same `owner`.
+    """
+
+    jaxpr: Any
+    tree: Any  # of z
+    owner: Any = field(repr=False)
+
+    def __call__(self, operands: list[jax.Array], z: Any) -> Any:
+        out = jax.core.eval_jaxpr(self.jaxpr, (), *operands, *self.tree.flatten_up_to(z))
+        avals = [v.aval for v in self.jaxpr.outvars]
+        # An explicit conversion also strips the weak type that a Python scalar left behind.
+        out = [jax.lax.convert_element_type(x, a.dtype) for x, a in zip(out, avals, strict=True)]
+        return self.tree.unflatten(out)
+
+    @cached_property
+    def _key(self):
+        return fingerprint(self.jaxpr, self.owner)
+
+    @cached_property
+    def _hash(self):
+        return hash(self._key)
+
+    def __hash__(self):
+        return self._hash
+
+    def __eq__(self, other):
+        return self is other or (isinstance(other, Hoisted) and self._key == other._key and self.tree == other.tree)
+
+
+def hoist(f: Callable[..., Any], z: Any, args: tuple = ()) -> tuple[Any, list[jax.Array], Any]:
+    """Traces `f(z, *args)` once.
+
+    Returns:
+      The jaxpr with inputs `operands` then the leaves of `z`; the operands, which are all arrays
+      in `args` and all arrays that `f` closes over, of any dtype; and the result's shapes.
+    """
+    leaves, tree = jax.tree.flatten(args)
+    traced = [isinstance(x, _TRACED) for x in leaves]
+    dynamic = [x for x, t in zip(leaves, traced, strict=True) if t]
+
+    def call(dynamic, z):  # a new function each time: `make_jaxpr` caches by function, closures included
+        values = iter(dynamic)
+        merged = [next(values) if t else x for x, t in zip(leaves, traced, strict=True)]
+        return f(z, *tree.unflatten(merged))
+
+    closed, shapes = jax.make_jaxpr(call, return_shape=True)(dynamic, z)
+    jaxpr = closed.jaxpr
+    consts = list(closed.consts)
+    opened = jaxpr.replace(constvars=(), invars=(*jaxpr.constvars, *jaxpr.invars), debug_info=None)
+    return opened, consts + dynamic, shapes
+
+
+# Sinking these back into the loop costs little: they only move or repeat data, and a compiler
+# folds them into what consumes them. Hoisting them would store a second copy of it.
+_LAYOUT = {"broadcast_in_dim", "copy", "expand_dims", "iota", "reshape", "rev", "squeeze", "transpose"}
+_CHEAP_IF_LARGER = {"convert_element_type"}
+
+
+def split(f: Hoisted, operands: list[jax.Array]) -> tuple[Hoisted, list[jax.Array]]:
+    """Evaluates, once and now, the part of `f` that does not depend on `z`.
+
+    Dropout masks, normalised weights and the injected `U x` inside a map thus cost one evaluation
+    a solve, and their gradient one; what is left is the map that the loop runs.
+
+    Returns:
+      The remaining map and its operands.
+    """
+    jaxpr, count = f.jaxpr, len(operands)
+    constant = set(jaxpr.invars[:count])
+    before, inside = [], []
+    for eqn in jaxpr.eqns:
+        fixed = not eqn.effects and all(isinstance(v, Literal) or v in constant for v in eqn.invars)
+        (before if fixed else inside).append(eqn)
+        if fixed:
+            constant.update(eqn.outvars)
+    before, inside = _sink(before, inside, jaxpr.outvars)
+    made = {v for eqn in before for v in eqn.outvars}
+    needed = _reads(inside, jaxpr.outvars)
+    hoisted = [v for v in needed if v in made]
+    kept = [i for i, v in enumerate(jaxpr.invars[:count]) if v in needed]
+    first = jaxpr.replace(eqns=before, invars=jaxpr.invars[:count], outvars=hoisted, debug_info=None)
+    values = jax.core.eval_jaxpr(first, (), *operands)
+    invars = [*(jaxpr.invars[i] for i in kept), *hoisted, *jaxpr.invars[count:]]
+    rest = jaxpr.replace(eqns=inside, invars=invars, debug_info=None)
+    return Hoisted(rest, f.tree, f.owner), [*(operands[i] for i in kept), *values]
+
+
+def _sink(before, inside, outvars):
+    """Moves equations at the border, whose results are cheap to remake, into the loop."""
+    while True:
+        needed = _reads(inside, outvars)
+        back = [e for e in before if _cheap(e) and any(v in needed for v in e.outvars)]
+        if not back:
+            return before, inside
+        moved = set(map(id, back))
+        inside = back + inside
+        before = [e for e in before if id(e) not in moved]
+
+
+def _cheap(eqn) -> bool:
+    name = eqn.primitive.name
+    return name in _LAYOUT or (name in _CHEAP_IF_LARGER and _bytes(eqn.outvars) > _bytes(eqn.invars))
+
+
+def _bytes(atoms) -> int:
+    return sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in atoms)
+
+
+def _reads(eqns, outvars) -> dict[Var, None]:
+    """The variables that the equations or the result read, in order."""
+    atoms = [v for eqn in eqns for v in eqn.invars] + list(outvars)
+    return dict.fromkeys(v for v in atoms if not isinstance(v, Literal))
+
+
+def fingerprint(jaxpr: Any, owner: Any) -> tuple:
+    """A hashable value, equal for jaxprs that do the same. `owner` stands for Python functions."""
+    number: dict[Any, int] = {}
+
+    def atom(v):
+        if isinstance(v, Literal):
+            return ("literal", str(v.val), v.aval)
+        return number.setdefault(v, len(number))
+
+    def variables(vs):
+        return tuple((atom(v), v.aval) for v in vs)
+
+    constants = tuple(map(id, getattr(jaxpr, "consts", ())))
+    head = variables([*getattr(jaxpr, "constvars", ()), *jaxpr.invars])
+    body = tuple(
+        (e.primitive, tuple(map(atom, e.invars)), variables(e.outvars), _settings(e.params, owner)) for e in jaxpr.eqns
+    )
+    return (constants, head, body, tuple(map(atom, jaxpr.outvars)))
+
+
+def _settings(value: Any, owner: Any) -> Any:
+    """A parameter of an equation as a hashable value."""
+    if hasattr(value, "eqns"):
+        return fingerprint(value, owner)
+    if isinstance(value, dict):
+        return tuple((k, _settings(v, owner)) for k, v in sorted(value.items()))
+    if isinstance(value, (tuple, list)):
+        return (type(value).__name__, *(_settings(v, owner) for v in value))
+    if callable(value) and not isinstance(value, type):
+        return ("function of", owner)
+    try:
+        hash(value)
+    except TypeError:
+        return ("identity", id(value))
+    return value

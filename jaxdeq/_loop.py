@@ -1,0 +1,148 @@
+"""The one forward loop: it owns tolerances, budget, best iterate, NaN stop and trace."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxdeq import _tree as tree
+from jaxdeq._types import Limits, Map, Solution, Solver, Stats, Status
+
+RUNNING = -1  # the status of a problem that has not stopped
+NOISE = 64  # machine epsilons: below this, a residual that stops falling is round-off
+PATIENCE = 8  # steps without a new lowest residual there, before giving up
+
+
+class Progress(NamedTuple):
+    """The loop's carry: the solver's state, and per problem what was found so far."""
+
+    state: Any
+    z: Any  # the best iterate
+    residual: jax.Array  # relative, of `z`
+    status: jax.Array
+    steps: jax.Array  # evaluations up to this problem's stop
+    stalled: jax.Array  # steps since `z` last changed
+    count: jax.Array  # iterations of the loop
+    left: jax.Array  # evaluations that may still be made
+    trace: jax.Array  # [trace, *batch]
+
+
+def iterate(solver: Solver, f: Map, z0: Any, limits: Limits, trace: int) -> Solution:
+    """Runs the solver until every problem has converged, failed, or spent the budget.
+
+    A problem that has stopped keeps its answer whatever the others do. Memory does not depend on
+    `limits.max_steps`.
+    """
+    progress = start(solver, f, z0, limits, trace)
+    advance = lambda p: step(solver, f, limits, p)
+    progress = settle(advance, progress)
+    return finish(lax.while_loop(running, advance, progress))
+
+
+def start(solver: Solver, f: Map, z0: Any, limits: Limits, trace: int) -> Progress:
+    shape = jax.tree.leaves(z0)[0].shape[: f.batch]
+    full = lambda value, dtype: jnp.full(shape, value, dtype)
+    left = jnp.asarray(limits.max_steps, jnp.int32)
+    state = solver.init(f, z0)
+    if hasattr(state, "left"):
+        state = state._replace(left=left)
+    return Progress(
+        state=state,
+        z=z0,
+        residual=full(jnp.inf, jnp.float32),
+        status=full(RUNNING, jnp.int32),
+        steps=full(0, jnp.int32),
+        stalled=full(0, jnp.int32),
+        count=jnp.int32(0),
+        left=left,
+        trace=jnp.full((trace, *shape), jnp.nan, jnp.float32),
+    )
+
+
+def running(p: Progress) -> jax.Array:
+    return jnp.any(p.status == RUNNING) & (p.left > 0)
+
+
+def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
+    """One step of the solver, measured."""
+    state = solver.step(f, p.state)
+    left = state.left if hasattr(state, "left") else p.left - 1
+    z, fz = lax.stop_gradient((state.z, state.fz))
+    error, size = tree.norm(_difference(fz, z), f.batch), tree.norm(fz, f.batch)
+    finite = jnp.isfinite(error) & jnp.isfinite(size)
+    residual = relative(error, size)
+
+    eps = tree.resolution(z)
+    rtol = jnp.maximum(jnp.asarray(limits.rtol, size.dtype), 2 * eps)
+    converged = finite & (error <= jnp.asarray(limits.atol, size.dtype) + rtol * size)
+    active = p.status == RUNNING
+    better = active & finite & (converged | (residual < p.residual) | (p.count == 0))
+    stalled = jnp.where(better, 0, p.stalled + 1)
+    lowest = jnp.where(better, residual, p.residual)
+    at_noise = (lowest <= NOISE * eps) & (stalled >= PATIENCE)
+
+    status = jnp.where(at_noise, jnp.int32(Status.MAX_STEPS), jnp.int32(RUNNING))
+    status = jnp.where(finite, status, jnp.int32(Status.NONFINITE))
+    status = jnp.where(converged, jnp.int32(Status.CONVERGED), status)
+    return Progress(
+        state=state,
+        z=tree.where(better, state.z, p.z),
+        residual=lowest,
+        status=jnp.where(active, status, p.status),
+        steps=jnp.where(active, p.steps + (p.left - left), p.steps),
+        stalled=stalled,
+        count=p.count + 1,
+        left=left,
+        trace=record(p.trace, p.count, jnp.where(active, residual, jnp.nan)),
+    )
+
+
+def record(trace: jax.Array, count: jax.Array, residual: jax.Array) -> jax.Array:
+    """The trace with this step's residual, if there is still room."""
+    if not trace.shape[0]:
+        return trace
+    written = lax.dynamic_update_index_in_dim(trace, residual, count, 0)
+    return jnp.where(count < trace.shape[0], written, trace)
+
+
+def relative(error: jax.Array, size: jax.Array) -> jax.Array:
+    """`error / size` as a finite float32, zero where both are zero."""
+    ratio = error / jnp.where(size > 0, size, jnp.finfo(size.dtype).tiny)
+    return jnp.minimum(ratio, float(jnp.finfo(jnp.float32).max)).astype(jnp.float32)
+
+
+def finish(p: Progress) -> Solution:
+    status = jnp.where(p.status == RUNNING, jnp.int32(Status.MAX_STEPS), p.status)
+    return Solution(p.z, Stats(p.steps, p.residual, status, jnp.moveaxis(p.trace, 0, -1)))
+
+
+def settle(advance, progress: Progress) -> Progress:
+    """The carry with the shardings and varying axes that a step gives it.
+
+    Constants in the first carry are replicated; under Explicit mesh axes and inside `shard_map`
+    the type of an array says how it is spread out, and a loop's carry must not change type.
+    """
+    if jax.sharding.get_abstract_mesh().empty and all(
+        jax.typeof(leaf).sharding.mesh.empty for leaf in jax.tree.leaves(progress)
+    ):
+        return progress
+    for _ in range(3):  # a step can spread one carry to the next: state -> residual -> status
+        after = jax.eval_shape(advance, progress)
+        progress = jax.tree.map(cast_like, progress, after)
+    return progress
+
+
+def cast_like(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """`x` with the sharding and the varying mesh axes of `like`."""
+    have, want = jax.typeof(x), like
+    missing = tuple(getattr(want, "vma", None) or frozenset()) 
+    missing = tuple(sorted(set(missing) - set(have.vma)))
+    if missing:
+        x = lax.pcast(x, missing, to="varying")
+    return x
+
+
+def _difference(fz, z):
+    """`fz - z` in float32 or better, so that half precision neither rounds nor overflows it."""
+    return jax.tree.map(lambda a, b: tree.wide(a) - tree.wide(b), fz, z)

@@ -1,0 +1,62 @@
+"""What the adjoints share: the custom derivative rule around a forward solve."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdeq._closure import Hoisted, hoist
+from jaxdeq._loop import iterate
+from jaxdeq._types import Adjoint, BackwardStats, Limits, Map, Problem, Solution, Solver
+
+
+def forward(problem: Problem, operands: Any, z0: Any, limits: Limits) -> Solution:
+    """Solves without regard to gradients."""
+    f = Map(lambda z: problem.f(operands, z), problem.batch)
+    return iterate(problem.solver, f, z0, limits, problem.trace)
+
+
+def with_pullback(
+    problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None, pullback: Callable
+) -> Solution:
+    """Solves; in reverse mode, the cotangent `g` of the returned `z` goes through `pullback`.
+
+    `pullback(apply, params, z, g, limits)`, where `apply(params, z)` is the map and `params` are
+    those operands that can carry a gradient, returns the cotangent of `params` and the gradient
+    of `tap`. It may solve equations by an adjoint itself: then second derivatives are right too.
+    """
+
+    @jax.custom_vjp
+    def run(operands, z0, limits, tap):
+        return forward(problem, operands, z0, limits)
+
+    def run_forward(operands, z0, limits, tap):
+        solution = run(operands, z0, limits, tap)
+        return solution, (operands, solution.z, limits)
+
+    def run_backward(saved, cotangent):
+        operands, z, limits = saved
+        inexact = [jnp.issubdtype(jax.typeof(x).dtype, jnp.inexact) for x in operands]
+        params = [x for x, is_param in zip(operands, inexact, strict=True) if is_param]
+
+        def apply(params, z):
+            values = iter(params)
+            merged = [next(values) if is_param else x for x, is_param in zip(operands, inexact, strict=True)]
+            return problem.f(merged, z)
+
+        grads, report = pullback(apply, params, z, cotangent.z, limits)
+        values = iter(grads)
+        return [next(values) if is_param else None for is_param in inexact], None, None, report
+
+    run.defvjp(run_forward, run_backward)
+    return run(operands, z0, limits, tap)
+
+
+def solve(
+    adjoint: Adjoint, solver: Solver, f: Callable, z0: Any, limits: Limits, batch: int, tap: BackwardStats | None = None
+) -> Solution:
+    """Solves `z = f(z)` inside a trace; `f` may close over anything."""
+    jaxpr, operands, _ = hoist(f, z0)
+    hoisted = Hoisted(jaxpr, jax.tree.structure(z0), f)
+    return adjoint.solve(Problem(hoisted, solver, batch, trace=0), operands, z0, limits, tap)

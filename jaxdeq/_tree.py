@@ -1,0 +1,115 @@
+"""A pytree as one long vector, leaf by leaf: nothing is ravelled, so shardings stay as they are.
+
+`batch` counts leading axes that hold independent vectors (0 or 1). Inner products and norms
+accumulate in float32 or better. Complex vectors are real vectors of twice the length.
+"""
+
+from functools import reduce
+from operator import add
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def real_dtype(*dtypes) -> jnp.dtype:
+    """The dtype for reductions over leaves of these dtypes: real, float32 or better."""
+    return jnp.result_type(jnp.float32, *(jnp.finfo(d).dtype for d in dtypes))
+
+
+def wide_dtype(dtype) -> jnp.dtype:
+    """The dtype in which to compute with a leaf of this dtype: float32, complex64 or better."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def wide(x: jax.Array) -> jax.Array:
+    return x.astype(wide_dtype(x.dtype))
+
+
+def along(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """`weight`, a number or one a problem, shaped to multiply the leaf `x`."""
+    weight = jnp.asarray(weight, jnp.finfo(wide_dtype(x.dtype)).dtype)
+    return weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim))
+
+
+def sub(x, y):
+    """`x - y`."""
+    return jax.tree.map(lambda a, b: (wide(a) - wide(b)).astype(a.dtype), x, y)
+
+
+def axpy(weight, x, y):
+    """`weight * x + y`; `weight` is a number, or one a problem."""
+    return jax.tree.map(lambda a, b: (along(weight, a) * wide(a) + wide(b)).astype(b.dtype), x, y)
+
+
+def where(condition: jax.Array, x, y):
+    """`x` where the condition, a boolean or one a problem, holds, else `y`."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, b), x, y
+    )
+
+
+def dot(x, y, batch: int = 0) -> jax.Array:
+    """The real inner product of `x` and `y`, over all axes but the first `batch` of the product.
+
+    Either may be a stack of vectors: `dot(stack, y, batch + 1)` is one product an entry.
+    """
+    leaves = list(zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True))
+    dtype = real_dtype(*(a.dtype for a, _ in leaves))
+    return reduce(add, (_leaf_dot(a, b, batch).astype(dtype) for a, b in leaves))
+
+
+def _leaf_dot(a, b, batch):
+    a, b = wide(a), wide(b)
+    if jnp.iscomplexobj(a):
+        product = a.real * b.real + a.imag * b.imag
+    else:
+        product = a * b
+    return jnp.sum(product, axis=tuple(range(batch, product.ndim)))
+
+
+def norm(x, batch: int = 0) -> jax.Array:
+    """The 2-norm; right up to the ends of the exponent range, where a plain sum of squares is not.
+
+    The second pass over the data runs only if the sum of squares over- or underflowed.
+    """
+    square = dot(x, x, batch)
+    info = jnp.finfo(square.dtype)
+    safe = (square < info.max) & (square > info.tiny / info.eps)
+
+    def careful(x):
+        peak = reduce(jnp.maximum, (_leaf_peak(a, batch).astype(square.dtype) for a in jax.tree.leaves(x)))
+        unit = jnp.where((peak > 0) & (peak < jnp.inf), peak, jnp.ones_like(peak))
+        scaled = jax.tree.map(lambda a: wide(a) / along(unit, a), x)
+        return jnp.where(peak < jnp.inf, unit * jnp.sqrt(dot(scaled, scaled, batch)), peak)
+
+    return lax.cond(jnp.all(safe), lambda x: jnp.sqrt(square), careful, x)
+
+
+def _leaf_peak(a, batch):
+    return jnp.max(jnp.abs(a), axis=tuple(range(batch, a.ndim)), initial=0)
+
+
+def stack(x, length: int):
+    """Room for `length` vectors like `x`, along a new first axis. Filled with `x`."""
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (length, *a.shape)), x)
+
+
+def put(stacked, index: jax.Array, x):
+    """The stack with entry `index` replaced."""
+    return jax.tree.map(lambda s, a: lax.dynamic_update_index_in_dim(s, a, index, 0), stacked, x)
+
+
+def mix(weights, stacked):
+    """`sum_i weights[i] * stacked[i]`; each weight is a number, or one a problem."""
+    def leaf(s):
+        # Unrolled on purpose: XLA's CPU reduction over a short first axis is 20 times slower.
+        terms = (along(weights[i], s[i]) * wide(s[i]) for i in range(s.shape[0]))
+        return reduce(add, terms).astype(s.dtype)
+
+    return jax.tree.map(leaf, stacked)
+
+
+def resolution(x) -> float:
+    """The coarsest machine epsilon among the leaves."""
+    return max(float(jnp.finfo(a.dtype).eps) for a in jax.tree.leaves(x))

@@ -1,0 +1,6 @@
+"""Fixed-point solvers: frozen dataclasses of settings, passed as `solver=`."""
+
+from jaxdeq.solvers.anderson import Anderson
+from jaxdeq.solvers.picard import Picard
+
+__all__ = ["Anderson", "Picard"]
