@@ -1,0 +1,32 @@
+"""The Jacobian-free gradient."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxdeq._rule import with_pullback
+from jaxdeq._types import BackwardStats, Limits, Problem, Solution
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """The gradient of one application of `f` at the equilibrium.
+
+    Takes the cotangent `g` of `z` for the unknown `u` of `Implicit`: no backward solve, one
+    transposed evaluation of `f`. The error is of the order of `||df/dz||`: good where `f`
+    contracts strongly, a descent direction where it contracts at all.
+
+    References:
+      Fung et al., "JFB: Jacobian-Free Backpropagation for Implicit Networks", 2022.
+      Bolte, Pauwels & Vaiter, "One-step differentiation of iterative algorithms", 2023.
+    """
+
+    def solve(
+        self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None
+    ) -> Solution[Any]:
+        def pullback(apply, params, z, g, limits):
+            _, vjp = jax.vjp(lambda params: apply(params, z), params)
+            return vjp(g)[0], None
+
+        return with_pullback(problem, operands, z0, limits, tap, pullback)

@@ -1,0 +1,59 @@
+"""Back-propagation through the solver's own steps."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxdeq import _checks as check
+from jaxdeq import _loop as loop
+from jaxdeq._types import BackwardStats, Limits, Map, Problem, Solution
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """The exact gradient of the computation itself, step by step.
+
+    Differentiates the solver's iterations, converged or not, in forward and in reverse mode and
+    to any order; `z0` gets no gradient all the same. Reverse mode keeps the state at every
+    `segment`-th step and computes the steps between anew: with `length = segment ** 2` that is
+    `2 * segment` states and twice the evaluations. Steps after the stop cost nothing.
+
+    Args:
+      length: the most steps that can be made; a larger `max_steps` of the call is cut to it.
+      segment: steps between checkpoints.
+
+    Raises:
+      ValueError: `length < 1` or `segment < 1`.
+      TypeError: either is not an int.
+
+    References:
+      Griewank & Walther, "Evaluating Derivatives", 2008, chapter 12.
+    """
+
+    length: int = 64
+    segment: int = 8
+
+    def __post_init__(self):
+        check.count("length", self.length)
+        check.count("segment", self.segment)
+
+    def solve(
+        self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None
+    ) -> Solution[Any]:
+        limits = limits._replace(max_steps=jnp.minimum(jnp.asarray(limits.max_steps, jnp.int32), self.length))
+        f = Map(lambda z: problem.f(operands, z), problem.batch)
+        advance = lambda p: loop.step(problem.solver, f, limits, p)
+        start = loop.settle(advance, loop.start(problem.solver, f, z0, limits, problem.trace))
+
+        def step(p, _):
+            return lax.cond(loop.running(p), advance, lambda p: p, p), None
+
+        @jax.checkpoint
+        def segment(p, _):
+            return lax.scan(step, p, length=self.segment)[0], None
+
+        p, _ = lax.scan(segment, start, length=-(-self.length // self.segment))
+        return loop.finish(p)
