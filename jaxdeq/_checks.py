@@ -92,3 +92,13 @@ def same(z0, out) -> None:
                 f"f must return the dtypes of z0; at z{where} it got {a.dtype} and returned {b.dtype}. "
                 f"Cast the result with .astype({a.dtype}), or start from a z0 of {b.dtype}"
             )
+
+
+def stays(z, spread) -> None:
+    """Checks that `f` returned `z` spread over the mesh as it got it."""
+    if spread is not z:
+        raise ValueError(
+            "f must return z with the sharding that it gets, but moves it at every application; got "
+            f"{jax.tree.map(jax.typeof, z)} and returned {jax.tree.map(jax.typeof, spread)}. "
+            "Fix the sharding of the result with jax.sharding.reshard or an out_sharding inside f"
+        )

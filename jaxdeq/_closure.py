@@ -72,6 +72,31 @@ def hoist(f: Callable[..., Any], z: Any, args: tuple = ()) -> tuple[Any, list[ja
     return opened, consts + dynamic, shapes
 
 
+def spread_like(z: Any, like: Any) -> Any:
+    """`z` spread over the mesh as `like` is; the same object if it already is.
+
+    What an array's type says of that: its sharding under Explicit mesh axes, and inside
+    `shard_map` the axes over which its value varies.
+    """
+    leaves, tree = jax.tree.flatten(z)
+    moved = [_spread(x, s) for x, s in zip(leaves, tree.flatten_up_to(like), strict=True)]
+    return z if all(a is b for a, b in zip(leaves, moved, strict=True)) else tree.unflatten(moved)
+
+
+def _spread(x: jax.Array, like: Any) -> jax.Array:
+    axes = _varying(like) - _varying(jax.typeof(x))
+    if axes:
+        x = jax.lax.pcast(x, tuple(sorted(axes)), to="varying")
+    sharding = like.sharding
+    if sharding is not None and not sharding.mesh.empty and sharding != jax.typeof(x).sharding:
+        x = jax.sharding.reshard(x, sharding)
+    return x
+
+
+def _varying(x: Any) -> frozenset:
+    return frozenset() if x.manual_axis_type is None else x.manual_axis_type.varying
+
+
 # Sinking these back into the loop costs little: they only move or repeat data, and a compiler
 # folds them into what consumes them. Hoisting them would store a second copy of it.
 _LAYOUT = {"broadcast_in_dim", "copy", "expand_dims", "iota", "reshape", "rev", "squeeze", "transpose"}

@@ -1,5 +1,6 @@
 """The one forward loop: it owns tolerances, budget, best iterate, NaN stop and trace."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -36,13 +37,11 @@ def iterate(solver: Solver, f: Map, z0: Any, limits: Limits, trace: int) -> Solu
     """
     progress = start(solver, f, z0, limits, trace)
     advance = lambda p: step(solver, f, limits, p)
-    progress = settle(advance, progress)
     return finish(lax.while_loop(running, advance, progress))
 
 
 def start(solver: Solver, f: Map, z0: Any, limits: Limits, trace: int) -> Progress:
-    shape = jax.tree.leaves(z0)[0].shape[: f.batch]
-    full = lambda value, dtype: jnp.full(shape, value, dtype)
+    full = partial(tree.full, z0, f.batch)
     left = jnp.asarray(limits.max_steps, jnp.int32)
     state = solver.init(f, z0)
     if hasattr(state, "left"):
@@ -56,7 +55,7 @@ def start(solver: Solver, f: Map, z0: Any, limits: Limits, trace: int) -> Progre
         stalled=full(0, jnp.int32),
         count=jnp.int32(0),
         left=left,
-        trace=jnp.full((trace, *shape), jnp.nan, jnp.float32),
+        trace=full(jnp.nan, jnp.float32, (trace,)),
     )
 
 
@@ -115,32 +114,6 @@ def relative(error: jax.Array, size: jax.Array) -> jax.Array:
 def finish(p: Progress) -> Solution:
     status = jnp.where(p.status == RUNNING, jnp.int32(Status.MAX_STEPS), p.status)
     return Solution(p.z, Stats(p.steps, p.residual, status, jnp.moveaxis(p.trace, 0, -1)))
-
-
-def settle(advance, progress: Progress) -> Progress:
-    """The carry with the shardings and varying axes that a step gives it.
-
-    Constants in the first carry are replicated; under Explicit mesh axes and inside `shard_map`
-    the type of an array says how it is spread out, and a loop's carry must not change type.
-    """
-    if jax.sharding.get_abstract_mesh().empty and all(
-        jax.typeof(leaf).sharding.mesh.empty for leaf in jax.tree.leaves(progress)
-    ):
-        return progress
-    for _ in range(3):  # a step can spread one carry to the next: state -> residual -> status
-        after = jax.eval_shape(advance, progress)
-        progress = jax.tree.map(cast_like, progress, after)
-    return progress
-
-
-def cast_like(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
-    """`x` with the sharding and the varying mesh axes of `like`."""
-    have, want = jax.typeof(x), like
-    missing = tuple(getattr(want, "vma", None) or frozenset()) 
-    missing = tuple(sorted(set(missing) - set(have.vma)))
-    if missing:
-        x = lax.pcast(x, missing, to="varying")
-    return x
 
 
 def _difference(fz, z):

@@ -90,9 +90,25 @@ def _leaf_peak(a, batch):
     return jnp.max(jnp.abs(a), axis=tuple(range(batch, a.ndim)), initial=0)
 
 
-def stack(x, length: int):
-    """Room for `length` vectors like `x`, along a new first axis. Filled with `x`."""
-    return jax.tree.map(lambda a: jnp.broadcast_to(a, (length, *a.shape)), x)
+def zeros(x, length: int):
+    """Room for `length` vectors like `x`, along a new first axis."""
+    return jax.tree.map(lambda a: jnp.broadcast_to(_false(a).astype(a.dtype), (length, *a.shape)), x)
+
+
+def full(x, batch: int, value, dtype, shape: tuple[int, ...] = ()) -> jax.Array:
+    """An array `[*shape, *batch]` of one value, spread over the mesh as a product `dot(x, x, batch)` is.
+
+    A bare constant would be replicated. Under Explicit mesh axes and inside `shard_map` that is
+    another type, and a loop's carry must not change type.
+    """
+    leaf = jax.tree.leaves(x)[0]
+    blank = jnp.any(_false(leaf), axis=tuple(range(batch, leaf.ndim)))
+    return jnp.broadcast_to(blank.astype(dtype) + jnp.asarray(value, dtype), (*shape, *blank.shape))
+
+
+def _false(a):
+    """False everywhere, spread over the mesh as `a` is."""
+    return (a == a) & False
 
 
 def put(stacked, index: jax.Array, x):

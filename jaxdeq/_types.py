@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +92,7 @@ class Map(Generic[Z]):
         return self.call(z)
 
 
+@runtime_checkable
 class State(Protocol):
     """A solver's arrays: a NamedTuple that begins with `z` and `fz`.
 
@@ -104,6 +105,7 @@ class State(Protocol):
     fz: Any
 
 
+@runtime_checkable
 class Solver(Protocol):
     """Proposes iterates: a frozen dataclass of static settings with two pure methods."""
 
@@ -139,6 +141,7 @@ class Problem:
     trace: int
 
 
+@runtime_checkable
 class Adjoint(Protocol):
     """Solves, and decides how gradients flow: a frozen dataclass of static settings."""
 

@@ -46,7 +46,7 @@ class Unrolled:
         limits = limits._replace(max_steps=jnp.minimum(jnp.asarray(limits.max_steps, jnp.int32), self.length))
         f = Map(lambda z: problem.f(operands, z), problem.batch)
         advance = lambda p: loop.step(problem.solver, f, limits, p)
-        start = loop.settle(advance, loop.start(problem.solver, f, z0, limits, problem.trace))
+        start = loop.start(problem.solver, f, z0, limits, problem.trace)
 
         def step(p, _):
             return lax.cond(loop.running(p), advance, lambda p: p, p), None

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxdeq import _checks as check
 from jaxdeq import _tree as tree
@@ -54,10 +55,9 @@ class Anderson:
         check.nonnegative("ridge", self.ridge)
 
     def init(self, f: Map, z0: Any) -> AndersonState:
-        room = tree.stack(jax.tree.map(jnp.zeros_like, z0), self.history)
-        batch = jax.tree.leaves(z0)[0].shape[: f.batch]
+        room = tree.zeros(z0, self.history)
         dtype = tree.real_dtype(*(x.dtype for x in jax.tree.leaves(z0)))
-        gram = jnp.zeros((self.history, self.history, *batch), dtype)
+        gram = tree.full(z0, f.batch, 0, dtype, (self.history, self.history))
         return AndersonState(z0, z0, room, room, gram, jnp.int32(0))
 
     def step(self, f: Map, state: AndersonState) -> AndersonState:
@@ -69,7 +69,8 @@ class Anderson:
         slot = state.count % self.history
         residuals = tree.put(state.residuals, slot, residual)
         row = tree.dot(residuals, residual, f.batch + 1)
-        gram = state.gram.at[slot].set(row).at[:, slot].set(row)
+        gram = lax.dynamic_update_index_in_dim(state.gram, row, slot, 0)
+        gram = lax.dynamic_update_index_in_dim(gram, row, slot, 1)
         return AndersonState(z, fz, tree.put(state.moves, slot, move), residuals, gram, state.count + 1)
 
     def _weights(self, state: AndersonState) -> jax.Array:
