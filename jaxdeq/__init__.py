@@ -2,7 +2,17 @@
 
 from jaxdeq import adjoints, solvers
 from jaxdeq._fixed_point import fixed_point
+from jaxdeq._regularizers import jacobian_penalty
 from jaxdeq._types import BackwardStats, Solution, Stats, Status
 
 __version__ = "0.1.0"
-__all__ = ["BackwardStats", "Solution", "Stats", "Status", "adjoints", "fixed_point", "solvers"]
+__all__ = [
+    "BackwardStats",
+    "Solution",
+    "Stats",
+    "Status",
+    "adjoints",
+    "fixed_point",
+    "jacobian_penalty",
+    "solvers",
+]
