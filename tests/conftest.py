@@ -11,13 +11,24 @@ os.environ["XLA_FLAGS"] = " ".join(
 import hypothesis
 import jax
 import jaxtyping
+import pytest
+
+import tests.typechecker
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # Before the first `import jaxdeq`: its signatures are checked at every call, shapes too.
-jaxtyping.install_import_hook("jaxdeq", "beartype.beartype")
+jaxtyping.install_import_hook("jaxdeq", f"{tests.typechecker.__name__}.typechecker")
 
 hypothesis.settings.register_profile(
     "house", database=None, deadline=None, derandomize=True, max_examples=25
 )
 hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture
+def unchecked():
+    """Switches the checks of signatures off, so that the package's own refusals are heard."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
