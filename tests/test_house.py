@@ -17,7 +17,7 @@ PACKAGE = ROOT / "jaxdeq"
 # Each floor imports from the rows before its own, never from its own row. `__init__`
 # stands for the public names: `from jaxdeq import fixed_point`.
 FLOORS = [
-    {"_types", "_tree"},
+    {"_checks", "_tree", "_types"},
     {"_closure", "_loop", "solvers"},
     {"_rule"},
     {"adjoints"},
