@@ -1,5 +1,7 @@
 """Equilibrium layers for Flax NNX."""
 
 from jaxdeq.nn.deq import DEQ, Equilibrium
+from jaxdeq.nn.dropout import VariationalDropout
+from jaxdeq.nn.norm import WeightNorm
 
-__all__ = ["DEQ", "Equilibrium"]
+__all__ = ["DEQ", "Equilibrium", "VariationalDropout", "WeightNorm"]

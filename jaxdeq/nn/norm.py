@@ -1,0 +1,84 @@
+"""Layers whose weights are normalised: once a solve inside a `DEQ`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdeq._tree import wide
+
+
+class WeightNorm(nnx.Module):
+    """Splits the kernel of a layer into directions and lengths: `g * v / ||v||`.
+
+    Both are learnt, and `g` starts as `||v||`, so that the wrapped layer first computes what it
+    did before. Weight decay on `v` then no longer shrinks the weights. The kernel is normalised
+    at each call; inside a `DEQ`, once a solve. (`flax.nnx.WeightNorm` overwrites the kernel with
+    the normalised one, and its scales are not learnt.)
+
+    Args:
+      layer: has a parameter `kernel`, as `nnx.Linear`, `nnx.Conv` and `nnx.Einsum` have. It keeps
+        `v` under that name, next to this layer's `scale`, which is `g`.
+      axes: those of the kernel that count outputs, each with a length of its own; the norm runs
+        over all others. The last one is right for linear and convolutional layers.
+
+    Raises:
+      TypeError: a `layer` without a `kernel`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from jaxdeq.nn import WeightNorm
+      >>> layer = WeightNorm(nnx.Linear(3, 4, rngs=nnx.Rngs(0)))
+      >>> layer(jnp.ones((2, 3))).shape, layer.scale.shape
+      ((2, 4), (4,))
+
+    References:
+      Salimans & Kingma, "Weight Normalization: A Simple Reparameterization to Accelerate Training
+      of Deep Neural Networks", 2016.
+    """
+
+    def __init__(self, layer: nnx.Module, *, axes: int | Sequence[int] = -1):
+        kernel = _kernel(layer)
+        self.layer = layer
+        self.axes = (axes,) if isinstance(axes, int) else tuple(axes)
+        self.scale = nnx.Param(jnp.squeeze(_norm(kernel, self._others(kernel)), self._others(kernel)))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _with_kernel(self.layer, self.kernel())(*args, **kwargs)
+
+    def kernel(self) -> jax.Array:
+        """The weights in use, `g * v / ||v||`; zero where `v` is."""
+        v = _kernel(self.layer)
+        others = self._others(v)
+        length = _norm(v, others)
+        scale = jnp.expand_dims(self.scale[...], others)
+        return (wide(v) * (wide(scale) / jnp.where(length > 0, wide(length), 1))).astype(v.dtype)
+
+    def _others(self, kernel):
+        """The axes that the norm runs over."""
+        kept = {axis % kernel.ndim for axis in self.axes}
+        return tuple(axis for axis in range(kernel.ndim) if axis not in kept)
+
+
+def _kernel(layer) -> jax.Array:
+    kernel = getattr(layer, "kernel", None)
+    if not isinstance(kernel, nnx.Variable):
+        raise TypeError(f"layer must have a parameter named kernel, as nnx.Linear has; got {type(layer).__name__}")
+    return kernel[...]
+
+
+def _norm(x, axes):
+    """The 2-norm over `axes`, which stay with length 1; its gradient is zero where it is."""
+    total = jnp.sum(jnp.square(wide(x)), axis=axes, keepdims=True)
+    safe = jnp.where(total > 0, total, 1)
+    return jnp.where(total > 0, jnp.sqrt(safe), 0).astype(x.dtype)
+
+
+def _with_kernel(layer, kernel) -> Callable[..., Any]:
+    """A copy of the layer with this kernel; the layer itself stays as it is."""
+    copy = nnx.clone(layer)
+    copy.kernel[...] = kernel
+    return copy
