@@ -25,7 +25,7 @@ def fixed_point(
     batched: bool = False,
     trace: int = 0,
     tap: BackwardStats | None = None,
-) -> Solution[Z]:
+) -> Solution:
     """Solves `z = f(z, *args)` and lets gradients flow through the solution.
 
     Stops when `norm(f(z) - z) <= atol + rtol * norm(f(z))`, norms taken over all leaves together

@@ -41,10 +41,10 @@ class Stats(NamedTuple):
         return self.status == jnp.int32(Status.CONVERGED)
 
 
-class Solution(NamedTuple, Generic[Z]):
+class Solution(NamedTuple):
     """The iterate with the lowest residual, and how it was found."""
 
-    z: Z
+    z: Any
     stats: Stats
 
 
@@ -147,5 +147,5 @@ class Adjoint(Protocol):
 
     def solve(
         self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None
-    ) -> Solution[Any]:
+    ) -> Solution:
         """Solves `z = f(operands, z)`; the result is differentiable with respect to `operands`."""

@@ -51,7 +51,7 @@ class Implicit:
 
     def solve(
         self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None
-    ) -> Solution[Any]:
+    ) -> Solution:
         solver = problem.solver if self.solver is None else self.solver
 
         def pullback(apply, params, z, g, limits):

@@ -42,7 +42,7 @@ class Neumann:
 
     def solve(
         self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None
-    ) -> Solution[Any]:
+    ) -> Solution:
         def pullback(apply, params, z, g, limits):
             _, vjp = jax.vjp(apply, params, z)
             start = jax.tree.map(lambda x: self.damping * x, g)

@@ -24,7 +24,7 @@ class OneStep:
 
     def solve(
         self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None
-    ) -> Solution[Any]:
+    ) -> Solution:
         def pullback(apply, params, z, g, limits):
             _, vjp = jax.vjp(lambda params: apply(params, z), params)
             return vjp(g)[0], None

@@ -42,7 +42,7 @@ class Phantom:
 
     def solve(
         self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None
-    ) -> Solution[Any]:
+    ) -> Solution:
         def pullback(apply, params, z, g, limits):
             def unrolled(params):
                 def step(z, _):
