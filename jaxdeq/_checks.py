@@ -1,14 +1,19 @@
 """Refuses wrong settings, each with what was wrong, what was got and what would do."""
 
 import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def fraction(name: str, value) -> None:
     """Checks a number in (0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value <= 1:
+    if not _is_real(value) or not 0 < value <= 1:
         raise ValueError(f"{name} must be a number in (0, 1], where 1 is a full step; got {value!r}")
 
 
@@ -22,7 +27,7 @@ def count(name: str, value, least: int = 1) -> None:
 
 def nonnegative(name: str, value) -> None:
     """Checks a finite number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < float("inf"):
+    if not _is_real(value) or not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be a finite number of at least 0; got {value!r}")
 
 

@@ -68,8 +68,13 @@ def hoist(f: Callable[..., Any], z: Any, args: tuple = ()) -> tuple[Any, list[ja
     closed, shapes = jax.make_jaxpr(call, return_shape=True)(dynamic, z)
     jaxpr = closed.jaxpr
     consts = list(closed.consts)
-    opened = jaxpr.replace(constvars=(), invars=(*jaxpr.constvars, *jaxpr.invars), debug_info=None)
+    opened = _rewrite(jaxpr, constvars=(), invars=(*jaxpr.constvars, *jaxpr.invars))
     return opened, consts + dynamic, shapes
+
+
+def _rewrite(jaxpr: Any, **parts: Any) -> Any:
+    """The jaxpr with other parts; the names of its arguments and results no longer apply."""
+    return jaxpr.replace(debug_info=jaxpr.debug_info._replace(arg_names=None, result_paths=None), **parts)
 
 
 def spread_like(z: Any, like: Any) -> Any:
@@ -114,7 +119,8 @@ def split(f: Hoisted, operands: list[jax.Array]) -> tuple[Hoisted, list[jax.Arra
     """
     jaxpr, count = f.jaxpr, len(operands)
     constant = set(jaxpr.invars[:count])
-    before, inside = [], []
+    before: list[Any] = []
+    inside: list[Any] = []
     for eqn in jaxpr.eqns:
         fixed = not eqn.effects and all(isinstance(v, Literal) or v in constant for v in eqn.invars)
         (before if fixed else inside).append(eqn)
@@ -125,10 +131,10 @@ def split(f: Hoisted, operands: list[jax.Array]) -> tuple[Hoisted, list[jax.Arra
     needed = _reads(inside, jaxpr.outvars)
     hoisted = [v for v in needed if v in made]
     kept = [i for i, v in enumerate(jaxpr.invars[:count]) if v in needed]
-    first = jaxpr.replace(eqns=before, invars=jaxpr.invars[:count], outvars=hoisted, debug_info=None)
+    first = _rewrite(jaxpr, eqns=before, invars=jaxpr.invars[:count], outvars=hoisted)
     values = jax.core.eval_jaxpr(first, (), *operands)
     invars = [*(jaxpr.invars[i] for i in kept), *hoisted, *jaxpr.invars[count:]]
-    rest = jaxpr.replace(eqns=inside, invars=invars, debug_info=None)
+    rest = _rewrite(jaxpr, eqns=inside, invars=invars)
     return Hoisted(rest, f.tree, f.owner), [*(operands[i] for i in kept), *values]
 
 

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxdeq import _checks as check
 from jaxdeq import adjoints, solvers

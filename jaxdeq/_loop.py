@@ -24,7 +24,7 @@ class Progress(NamedTuple):
     status: jax.Array
     steps: jax.Array  # evaluations up to this problem's stop
     stalled: jax.Array  # steps since `z` last changed
-    count: jax.Array  # iterations of the loop
+    done: jax.Array  # steps made
     left: jax.Array  # evaluations that may still be made
     trace: jax.Array  # [trace, *batch]
 
@@ -53,7 +53,7 @@ def start(solver: Solver, f: Map, z0: Any, limits: Limits, trace: int) -> Progre
         status=full(RUNNING, jnp.int32),
         steps=full(0, jnp.int32),
         stalled=full(0, jnp.int32),
-        count=jnp.int32(0),
+        done=jnp.int32(0),
         left=left,
         trace=full(jnp.nan, jnp.float32, (trace,)),
     )
@@ -76,7 +76,7 @@ def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
     rtol = jnp.maximum(jnp.asarray(limits.rtol, size.dtype), 2 * eps)
     converged = finite & (error <= jnp.asarray(limits.atol, size.dtype) + rtol * size)
     active = p.status == RUNNING
-    better = active & finite & (converged | (residual < p.residual) | (p.count == 0))
+    better = active & finite & (converged | (residual < p.residual) | (p.done == 0))
     stalled = jnp.where(better, 0, p.stalled + 1)
     lowest = jnp.where(better, residual, p.residual)
     at_noise = (lowest <= NOISE * eps) & (stalled >= PATIENCE)
@@ -91,18 +91,18 @@ def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
         status=jnp.where(active, status, p.status),
         steps=jnp.where(active, p.steps + (p.left - left), p.steps),
         stalled=stalled,
-        count=p.count + 1,
+        done=p.done + 1,
         left=left,
-        trace=record(p.trace, p.count, jnp.where(active, residual, jnp.nan)),
+        trace=record(p.trace, p.done, jnp.where(active, residual, jnp.nan)),
     )
 
 
-def record(trace: jax.Array, count: jax.Array, residual: jax.Array) -> jax.Array:
+def record(trace: jax.Array, index: jax.Array, residual: jax.Array) -> jax.Array:
     """The trace with this step's residual, if there is still room."""
     if not trace.shape[0]:
         return trace
-    written = lax.dynamic_update_index_in_dim(trace, residual, count, 0)
-    return jnp.where(count < trace.shape[0], written, trace)
+    written = lax.dynamic_update_index_in_dim(trace, residual, index, 0)
+    return jnp.where(index < trace.shape[0], written, trace)
 
 
 def relative(error: jax.Array, size: jax.Array) -> jax.Array:

@@ -118,6 +118,7 @@ def put(stacked, index: jax.Array, x):
 
 def mix(weights, stacked):
     """`sum_i weights[i] * stacked[i]`; each weight is a number, or one a problem."""
+
     def leaf(s):
         # Unrolled on purpose: XLA's CPU reduction over a short first axis is 20 times slower.
         terms = (along(weights[i], s[i]) * wide(s[i]) for i in range(s.shape[0]))

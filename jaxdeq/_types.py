@@ -145,7 +145,5 @@ class Problem:
 class Adjoint(Protocol):
     """Solves, and decides how gradients flow: a frozen dataclass of static settings."""
 
-    def solve(
-        self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None
-    ) -> Solution:
+    def solve(self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None) -> Solution:
         """Solves `z = f(operands, z)`; the result is differentiable with respect to `operands`."""

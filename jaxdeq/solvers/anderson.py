@@ -18,7 +18,7 @@ class AndersonState(NamedTuple):
     moves: Any  # [history] of (1 - damping) z + damping f(z)
     residuals: Any  # [history] of f(z) - z
     gram: jax.Array  # [history, history, *batch]: inner products of the residuals
-    count: jax.Array  # steps made
+    done: jax.Array  # steps made
 
 
 @dataclass(frozen=True)
@@ -62,22 +62,22 @@ class Anderson:
 
     def step(self, f: Map, state: AndersonState) -> AndersonState:
         weights = self._weights(state)
-        z = tree.where(state.count > 0, tree.mix(weights, state.moves), state.z)
+        z = tree.where(state.done > 0, tree.mix(weights, state.moves), state.z)
         fz = f(z)
         residual = tree.sub(fz, z)
         move = fz if self.damping == 1 else tree.axpy(self.damping, residual, z)
-        slot = state.count % self.history
+        slot = state.done % self.history
         residuals = tree.put(state.residuals, slot, residual)
         row = tree.dot(residuals, residual, f.batch + 1)
         gram = lax.dynamic_update_index_in_dim(state.gram, row, slot, 0)
         gram = lax.dynamic_update_index_in_dim(gram, row, slot, 1)
-        return AndersonState(z, fz, tree.put(state.moves, slot, move), residuals, gram, state.count + 1)
+        return AndersonState(z, fz, tree.put(state.moves, slot, move), residuals, gram, state.done + 1)
 
     def _weights(self, state: AndersonState) -> jax.Array:
         """The minimiser, `[history, *batch]`; the newest iterate alone where it does not exist."""
         index = jnp.arange(self.history).reshape(-1, *(1,) * (state.gram.ndim - 2))
-        filled = index < state.count
-        newest = (index == (state.count - 1) % self.history).astype(state.gram.dtype)
+        filled = index < state.done
+        newest = (index == (state.done - 1) % self.history).astype(state.gram.dtype)
         # In units of each residual's own norm, the matrix has a unit diagonal: its conditioning,
         # and so the ridge's meaning, no longer depends on how far the residuals have fallen.
         square = jnp.diagonal(state.gram, axis1=0, axis2=1)
