@@ -10,6 +10,9 @@ import jax
 import numpy as np
 from jax.extend.core import Literal, Var
 
+from jaxdeq import _checks as check
+from jaxdeq._types import Z
+
 # Python scalars other than floats stay Python values, so that `range(n)` and `if flag:` work on them.
 _TRACED = (jax.Array, np.ndarray, np.generic, float, complex)
 
@@ -70,6 +73,24 @@ def hoist(f: Callable[..., Any], z: Any, args: tuple = ()) -> tuple[Any, list[ja
     consts = list(closed.consts)
     opened = _rewrite(jaxpr, constvars=(), invars=(*jaxpr.constvars, *jaxpr.invars))
     return opened, consts + dynamic, shapes
+
+
+def trace_map(f: Callable[..., Z], z0: Z, args: tuple) -> tuple[Z, Hoisted, list[jax.Array]]:
+    """Traces `f` once, or once more if `z0` is not yet spread over the mesh as `f(z0)` is.
+
+    Returns:
+      `z0`, spread; the map; its operands.
+
+    Raises:
+      TypeError, ValueError: `f` does not return what `z0` is.
+    """
+    jaxpr, operands, out = hoist(f, z0, args)
+    check.same(z0, out)
+    spread = spread_like(z0, out)
+    if spread is not z0:
+        jaxpr, operands, out = hoist(f, spread, args)
+        check.stays(spread, spread_like(spread, out))
+    return spread, Hoisted(jaxpr, jax.tree.structure(z0), f), operands
 
 
 def _rewrite(jaxpr: Any, **parts: Any) -> Any:

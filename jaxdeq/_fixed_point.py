@@ -8,7 +8,7 @@ import jax
 
 from jaxdeq import _checks as check
 from jaxdeq import adjoints, solvers
-from jaxdeq._closure import Hoisted, hoist, split, spread_like
+from jaxdeq._closure import split, trace_map
 from jaxdeq._types import Adjoint, BackwardStats, Limits, Problem, Solution, Solver, Z
 
 
@@ -71,20 +71,9 @@ def fixed_point(
     check.count("trace", trace, least=0)
     check.limits(rtol, atol, max_steps)
     z0 = jax.lax.stop_gradient(check.state(z0, batched))
-    z0, hoisted, operands = _trace(f, z0, args)
+    z0, hoisted, operands = trace_map(f, z0, args)
     problem = Problem(hoisted, solver, batch=int(batched), trace=trace)
     return _solve(adjoint, problem, operands, z0, Limits(rtol, atol, max_steps), tap)
-
-
-def _trace(f: Callable[..., Z], z0: Z, args: tuple) -> tuple[Z, Hoisted, list[jax.Array]]:
-    """Traces `f` once, or once more if `z0` is not yet spread over the mesh as `f(z0)` is."""
-    jaxpr, operands, out = hoist(f, z0, args)
-    check.same(z0, out)
-    spread = spread_like(z0, out)
-    if spread is not z0:
-        jaxpr, operands, out = hoist(f, spread, args)
-        check.stays(spread, spread_like(spread, out))
-    return spread, Hoisted(jaxpr, jax.tree.structure(z0), f), operands
 
 
 @partial(jax.jit, static_argnums=(0, 1))
