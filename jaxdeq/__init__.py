@@ -2,7 +2,7 @@
 
 from jaxdeq import adjoints, solvers
 from jaxdeq._fixed_point import fixed_point
-from jaxdeq._regularizers import jacobian_penalty
+from jaxdeq._regularizers import jacobian_penalty, spectral_radius
 from jaxdeq._types import BackwardStats, Solution, Stats, Status
 
 __version__ = "0.1.0"
@@ -15,4 +15,5 @@ __all__ = [
     "fixed_point",
     "jacobian_penalty",
     "solvers",
+    "spectral_radius",
 ]

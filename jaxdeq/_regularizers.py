@@ -1,17 +1,22 @@
-"""What keeps an equilibrium model stable: the size of its Jacobian, estimated."""
+"""Is the equilibrium stable? The size of its Jacobian, and its largest eigenvalue, estimated."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdeq import _checks as check
 from jaxdeq import _tree as tree
+from jaxdeq._closure import Hoisted, spread_like, trace_map
 from jaxdeq._types import Z
 
 MODES = ("jvp", "vjp")
+KRYLOV = 16  # products that span the space in which eigenvalues are sought
+SQUARINGS = 20  # of the small matrix: its power 2^20
 
 
 def jacobian_penalty(
@@ -64,7 +69,7 @@ def jacobian_penalty(
 
 def mean_square(f: Callable[[Z], Z], z: Z, noise: Z, mode: str) -> Array:
     """The mean of `||J v||^2 / size(z)` over the probes stacked in `noise`; or of `||v^T J||^2`."""
-    z = jax.lax.stop_gradient(z)
+    z = lax.stop_gradient(z)
     if mode == "jvp":
         out, product = jax.linearize(f, z)
     else:
@@ -86,7 +91,121 @@ def gaussian(key: Array, like: Any) -> Any:
     keys = jax.random.split(key, len(leaves))
 
     def draw(key, x):
-        noise = jax.random.normal(key, x.shape, tree.wide_dtype(x.dtype), out_sharding=jax.typeof(x).sharding)
-        return noise.astype(x.dtype)
+        return jax.random.normal(key, x.shape, tree.wide_dtype(x.dtype)).astype(x.dtype)
 
     return structure.unflatten([draw(k, x) for k, x in zip(keys, leaves, strict=True)])
+
+
+def spectral_radius(
+    f: Callable[..., Z], z: Z, key: Array, *args: Any, iters: int = 64, batched: bool = False
+) -> Float[Array, "*batch"]:
+    """Estimates the largest absolute eigenvalue of `df/dz`.
+
+    Plain iteration converges near `z` if and only if it is below one, and then shrinks the error
+    by this factor a step. The power method sharpens a random vector by `iters - 16` products;
+    the last 16 span a space in which all eigenvalues are found at once (Arnoldi), so that complex
+    pairs, pairs `+-a` and a few eigenvalues of nearly the same size are told apart.
+
+    Accuracy in float32 with 64 products: round-off where few eigenvalues share the largest size,
+    that is where the others are at most 0.9 of it (1e-5 relative); about 1e-2 below the true
+    value for dense spectra, such as the disc of a random matrix of width 1000; 0.1 below where
+    all eigenvalues are of one size. Strongly non-normal Jacobians can err to both sides (a Jordan
+    block of size 5 by 3e-2). More products help. It holds 17 vectors like `z`.
+
+    Args:
+      f: the map; returns what `z` is: the same structure, shapes and dtypes.
+      z: where to take the Jacobian, such as the equilibrium.
+      key: for the random start; consumed.
+      *args: further arguments of `f`.
+      iters: products `J v`.
+      batched: whether the leading axis of every leaf counts independent problems; then one radius
+        each.
+
+    Returns:
+      The estimate; float32, or the real dtype of `z` if that is wider. Zero for a Jacobian whose
+      powers vanish.
+
+    Raises:
+      ValueError: `iters < 1`, an empty `z`, a result of another shape, no common leading axis.
+      TypeError: a `z` that is not floating or complex; a result of another structure or dtype.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxdeq
+      >>> turn = 0.9 * jnp.array([[0.0, -1.0], [1.0, 0.0]])
+      >>> rho = jaxdeq.spectral_radius(lambda z: turn @ z, jnp.ones(2), jax.random.key(0))
+      >>> print(f"{rho:.3f}")
+      0.900
+
+    References:
+      Arnoldi, "The Principle of Minimized Iterations in the Solution of the Matrix Eigenvalue
+      Problem", 1951.
+    """
+    check.count("iters", iters)
+    z, traced, operands = trace_map(f, check.state(z, batched), args)
+    return _radius(traced, operands, z, key, iters, int(batched))
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5))
+def _radius(f: Hoisted, operands: list[Array], z: Any, key: Array, iters: int, batch: int) -> Array:
+    _, push = jax.linearize(lambda z: f(operands, z), z)
+    like = jax.tree.map(jax.typeof, z)
+
+    def product(v):
+        narrow = jax.tree.map(lambda a, x: a.astype(x.dtype), v, z)
+        return jax.tree.map(tree.wide, push(narrow))
+
+    start = jax.tree.map(tree.wide, spread_like(gaussian(key, z), like))
+    dimension = min(iters, KRYLOV)
+    v = lax.fori_loop(0, iters - dimension, lambda _, v: unit(product(v), batch)[0], unit(start, batch)[0])
+    return largest(project(product, v, dimension, batch))
+
+
+def unit(x: Any, batch: int) -> tuple[Any, Array]:
+    """`x / ||x||`, or zeros where it is zero; and the norm."""
+    size = tree.norm(x, batch)
+    return jax.tree.map(lambda a: a / tree.along(jnp.where(size > 0, size, 1), a), x), size
+
+
+def project(product: Callable[[Any], Any], v: Any, dimension: int, batch: int) -> Array:
+    """The matrix `[*batch, n, n]` of `product` in an orthonormal basis of `v, J v, J^2 v, ...`.
+
+    Where these end up dependent the remaining rows and columns are zero.
+    """
+
+    def extend(k, carry):
+        basis, matrix = carry
+        w = product(jax.tree.map(lambda s: s[k], basis))
+        before = tree.norm(w, batch)
+        column = jnp.zeros_like(matrix[0])
+        for _ in range(2):  # the second pass takes out what round-off left in
+            part = tree.dot(basis, w, batch + 1)
+            w = tree.sub(w, tree.mix(part, basis))
+            column = column + part
+        w, size = unit(w, batch)
+        fresh = size > 16 * jnp.finfo(size.dtype).eps * before
+        w = tree.where(fresh, w, jax.tree.map(jnp.zeros_like, w))
+        column = column.at[k + 1].set(jnp.where(fresh, size, 0))
+        return tree.put(basis, k + 1, w), matrix.at[k].set(column)
+
+    dtype = tree.real_dtype(*(x.dtype for x in jax.tree.leaves(v)))
+    basis = tree.put(tree.zeros(v, dimension + 1), jnp.int32(0), v)
+    matrix = tree.full(v, batch, 0, dtype, (dimension, dimension + 1))
+    _, matrix = lax.fori_loop(0, dimension, extend, (basis, matrix))
+    return jnp.moveaxis(matrix[:, :dimension], (0, 1), (-1, -2))
+
+
+def largest(matrix: Array) -> Array:
+    """The spectral radius of small matrices `[*batch, n, n]`: `||A^k||^(1/k)` for `k = 2^20`.
+
+    By repeated squaring; a library call for eigenvalues would run on a CPU only.
+    """
+
+    def square(i, carry):
+        power, log = carry
+        size = jnp.sqrt(jnp.sum(jnp.square(power), axis=(-1, -2)))
+        power = power / jnp.where(size > 0, size, 1)[..., None, None]
+        power = jnp.matmul(power, power, precision=lax.Precision.HIGHEST)
+        return power, log + jnp.log(size) * 0.5**i
+
+    _, log = lax.fori_loop(0, SQUARINGS, square, (matrix, jnp.zeros_like(matrix[..., 0, 0])))
+    return jnp.exp(log)

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxdeq import BackwardStats, Stats, fixed_point, jacobian_penalty
 from jaxdeq import _checks as check
-from jaxdeq._closure import Hoisted, hoist, split
+from jaxdeq._closure import Hoisted, split, trace_map
 from jaxdeq._types import Adjoint, Solver
 
 
@@ -117,7 +117,7 @@ class DEQ(nnx.Module):
         """
         z0 = self.initial_state(x, *args) if z0 is None else z0
         apply, cell = self._freeze()
-        f, operands = _prepare(apply, z0, (cell, x, *args), bool(self.batched))
+        f, z0, operands = _prepare(apply, z0, (cell, x, *args), bool(self.batched))
         settings = _given(
             solver=self.solver,
             adjoint=self.adjoint,
@@ -196,11 +196,10 @@ class _Prepared:
 
 
 def _prepare(f, z0, args, batched):
-    z0 = check.state(z0, batched)
-    jaxpr, operands, out = hoist(f, z0, args)
-    check.same(z0, out)
-    rest, operands = split(Hoisted(jaxpr, jax.tree.structure(z0), f), operands)
-    return _Prepared(rest), operands
+    """Traces the map once for the solve and the penalty, and evaluates what both share."""
+    z0, traced, operands = trace_map(f, check.state(z0, batched), args)
+    rest, operands = split(traced, operands)
+    return _Prepared(rest), z0, operands
 
 
 def _module(module):

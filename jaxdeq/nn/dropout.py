@@ -40,20 +40,15 @@ class VariationalDropout(nnx.Dropout):
     def __init__(self, rate: float, *, broadcast_dims: Sequence[int] | None = None, **settings: Any):
         if not 0 <= rate <= 1:
             raise ValueError(f"rate must be a number in [0, 1]; got {rate!r}")
-        super().__init__(rate, broadcast_dims=broadcast_dims, **settings)
+        super().__init__(rate, **settings)
+        self.shared = broadcast_dims
 
-    def __call__(
-        self, inputs: jax.Array, *, deterministic: bool | None = None, rngs: Any = None
-    ) -> jax.Array:
-        shared = self.broadcast_dims
-        if shared is None:
-            shared = tuple(range(1, inputs.ndim - 1))
+    def __call__(self, inputs: jax.Array, *, deterministic: bool | None = None, rngs: Any = None) -> jax.Array:
+        shared = range(1, inputs.ndim - 1) if self.shared is None else self.shared
         layer = nnx.Dropout(
             self.rate,
-            broadcast_dims=shared,
+            broadcast_dims=tuple(shared),
             deterministic=self.deterministic,
             rng_collection=self.rng_collection,
         )
-        return layer(
-            inputs, deterministic=deterministic, rngs=self.rngs if rngs is None else rngs
-        )
+        return layer(inputs, deterministic=deterministic, rngs=self.rngs if rngs is None else rngs)
