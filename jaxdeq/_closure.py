@@ -21,14 +21,12 @@ _TRACED = (jax.Array, np.ndarray, np.generic, float, complex)
 class Hoisted:
     """A map as a jaxpr: `call(operands, z)`, with nothing closed over that could carry a gradient.
 
-    Two of them are equal when they compute the same: the same operations on the same shapes in
-    the same order. Python functions inside (rules of custom derivatives, callbacks) cannot be
-    compared, so a map that holds any equals only those made from the same `owner`.
+    Maps with the same key, from `fingerprint`, are equal; without one a map equals only itself.
     """
 
     jaxpr: Any
     tree: Any  # of z
-    owner: Any = field(repr=False)
+    key: Any = field(default=None, repr=False)
 
     def __call__(self, operands: list[jax.Array], z: Any) -> Any:
         out = jax.core.eval_jaxpr(self.jaxpr, (), *operands, *self.tree.flatten_up_to(z))
@@ -38,18 +36,16 @@ class Hoisted:
         return self.tree.unflatten(out)
 
     @cached_property
-    def _key(self):
-        return fingerprint(self.jaxpr, self.owner)
-
-    @cached_property
     def _hash(self):
-        return hash(self._key)
+        return id(self) if self.key is None else hash(self.key)
 
     def __hash__(self):
         return self._hash
 
     def __eq__(self, other):
-        return self is other or (isinstance(other, Hoisted) and self._key == other._key and self.tree == other.tree)
+        if self is other:
+            return True
+        return isinstance(other, Hoisted) and self.key is not None and self.key == other.key
 
 
 def hoist(f: Callable[..., Any], z: Any, args: tuple = ()) -> tuple[Any, list[jax.Array], Any]:
@@ -90,7 +86,8 @@ def trace_map(f: Callable[..., Z], z0: Z, args: tuple) -> tuple[Z, Hoisted, list
     if spread is not z0:
         jaxpr, operands, out = hoist(f, spread, args)
         check.stays(spread, spread_like(spread, out))
-    return spread, Hoisted(jaxpr, jax.tree.structure(z0), f), operands
+    tree = jax.tree.structure(z0)
+    return spread, Hoisted(jaxpr, tree, (tree, fingerprint(jaxpr, f))), operands
 
 
 def _rewrite(jaxpr: Any, **parts: Any) -> Any:
@@ -156,7 +153,7 @@ def split(f: Hoisted, operands: list[jax.Array]) -> tuple[Hoisted, list[jax.Arra
     values = jax.core.eval_jaxpr(first, (), *operands)
     invars = [*(jaxpr.invars[i] for i in kept), *hoisted, *jaxpr.invars[count:]]
     rest = _rewrite(jaxpr, eqns=inside, invars=invars)
-    return Hoisted(rest, f.tree, f.owner), [*(operands[i] for i in kept), *values]
+    return Hoisted(rest, f.tree), [*(operands[i] for i in kept), *values]
 
 
 def _sink(before, inside, outvars):
@@ -187,7 +184,11 @@ def _reads(eqns, outvars) -> dict[Var, None]:
 
 
 def fingerprint(jaxpr: Any, owner: Any) -> tuple:
-    """A hashable value, equal for jaxprs that do the same. `owner` stands for Python functions."""
+    """A hashable value, equal for jaxprs that compute the same: the same operations in the same order.
+
+    Python functions inside (rules of custom derivatives, callbacks) are made anew by each trace and
+    cannot be compared; `owner`, the function that was traced, stands for them.
+    """
     number: dict[Any, int] = {}
 
     def atom(v):
@@ -198,26 +199,40 @@ def fingerprint(jaxpr: Any, owner: Any) -> tuple:
     def variables(vs):
         return tuple((atom(v), v.aval) for v in vs)
 
-    constants = tuple(map(id, getattr(jaxpr, "consts", ())))
+    def setting(value):
+        if hasattr(value, "eqns"):
+            return fingerprint(value, owner)
+        if isinstance(value, dict):
+            return tuple((k, setting(v)) for k, v in sorted(value.items()))
+        if isinstance(value, (tuple, list)):
+            return (type(value).__name__, *map(setting, value))
+        if hasattr(value, "call_wrapped") or (callable(value) and not isinstance(value, type)):
+            return ("function of", _hashable(owner))
+        return _hashable(value)
+
+    constants = tuple(_Same(c) for c in getattr(jaxpr, "consts", ()))
     head = variables([*getattr(jaxpr, "constvars", ()), *jaxpr.invars])
-    body = tuple(
-        (e.primitive, tuple(map(atom, e.invars)), variables(e.outvars), _settings(e.params, owner)) for e in jaxpr.eqns
-    )
+    body = tuple((e.primitive, tuple(map(atom, e.invars)), variables(e.outvars), setting(e.params)) for e in jaxpr.eqns)
     return (constants, head, body, tuple(map(atom, jaxpr.outvars)))
 
 
-def _settings(value: Any, owner: Any) -> Any:
-    """A parameter of an equation as a hashable value."""
-    if hasattr(value, "eqns"):
-        return fingerprint(value, owner)
-    if isinstance(value, dict):
-        return tuple((k, _settings(v, owner)) for k, v in sorted(value.items()))
-    if isinstance(value, (tuple, list)):
-        return (type(value).__name__, *(_settings(v, owner) for v in value))
-    if callable(value) and not isinstance(value, type):
-        return ("function of", owner)
+class _Same:
+    """A value that equals only itself, the very object."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __hash__(self):
+        return id(self.value)
+
+    def __eq__(self, other):
+        return isinstance(other, _Same) and self.value is other.value
+
+
+def _hashable(value: Any) -> Any:
+    """The value if it can be hashed, else the very object."""
     try:
         hash(value)
     except TypeError:
-        return ("identity", id(value))
+        return _Same(value)
     return value

@@ -58,5 +58,5 @@ def solve(
 ) -> Solution:
     """Solves `z = f(z)` inside a trace; `f` may close over anything."""
     jaxpr, operands, _ = hoist(f, z0)
-    hoisted = Hoisted(jaxpr, jax.tree.structure(z0), f)
+    hoisted = Hoisted(jaxpr, jax.tree.structure(z0))
     return adjoint.solve(Problem(hoisted, solver, batch, trace=0), operands, z0, limits, tap)
