@@ -28,7 +28,7 @@ class Hoisted:
     tree: Any  # of z
     key: Any = field(default=None, repr=False)
 
-    def __call__(self, operands: list[jax.Array], z: Any) -> Any:
+    def __call__(self, operands: list[Any], z: Any) -> Any:
         out = jax.core.eval_jaxpr(self.jaxpr, (), *operands, *self.tree.flatten_up_to(z))
         avals = [v.aval for v in self.jaxpr.outvars]
         # An explicit conversion also strips the weak type that a Python scalar left behind.
@@ -48,7 +48,7 @@ class Hoisted:
         return isinstance(other, Hoisted) and self.key is not None and self.key == other.key
 
 
-def hoist(f: Callable[..., Any], z: Any, args: tuple = ()) -> tuple[Any, list[jax.Array], Any]:
+def hoist(f: Callable[..., Any], z: Any, args: tuple = ()) -> tuple[Any, list[Any], Any]:
     """Traces `f(z, *args)` once.
 
     Returns:
@@ -126,7 +126,7 @@ _LAYOUT = {"broadcast_in_dim", "copy", "expand_dims", "iota", "reshape", "rev", 
 _CHEAP_IF_LARGER = {"convert_element_type"}
 
 
-def split(f: Hoisted, operands: list[jax.Array]) -> tuple[Hoisted, list[jax.Array]]:
+def split(f: Hoisted, operands: list[Any]) -> tuple[Hoisted, list[Any]]:
     """Evaluates, once and now, the part of `f` that does not depend on `z`.
 
     Dropout masks, normalised weights and the injected `U x` inside a map thus cost one evaluation
@@ -145,7 +145,7 @@ def split(f: Hoisted, operands: list[jax.Array]) -> tuple[Hoisted, list[jax.Arra
         if fixed:
             constant.update(eqn.outvars)
     before, inside = _sink(before, inside, jaxpr.outvars)
-    made = {v for eqn in before for v in eqn.outvars}
+    made = _writes(before) - _writes(inside)
     needed = _reads(inside, jaxpr.outvars)
     hoisted = [v for v in needed if v in made]
     kept = [i for i, v in enumerate(jaxpr.invars[:count]) if v in needed]
@@ -157,15 +157,22 @@ def split(f: Hoisted, operands: list[jax.Array]) -> tuple[Hoisted, list[jax.Arra
 
 
 def _sink(before, inside, outvars):
-    """Moves equations at the border, whose results are cheap to remake, into the loop."""
+    """Repeats in the loop what is cheap to remake, and drops what then nobody reads."""
+    sunk: list[Any] = []
     while True:
-        needed = _reads(inside, outvars)
-        back = [e for e in before if _cheap(e) and any(v in needed for v in e.outvars)]
-        if not back:
-            return before, inside
-        moved = set(map(id, back))
-        inside = back + inside
-        before = [e for e in before if id(e) not in moved]
+        needed = _reads(sunk + inside, outvars)
+        more = [e for e in before if _cheap(e) and any(v in needed for v in e.outvars)]
+        if len(more) == len(sunk):
+            break
+        sunk = more
+    inside = sunk + inside
+    wanted = set(_reads(inside, outvars)) - _writes(sunk)
+    kept: list[Any] = []
+    for eqn in reversed(before):
+        if wanted & set(eqn.outvars):
+            kept.append(eqn)
+            wanted.update(_reads([eqn], ()))
+    return kept[::-1], inside
 
 
 def _cheap(eqn) -> bool:
@@ -175,6 +182,10 @@ def _cheap(eqn) -> bool:
 
 def _bytes(atoms) -> int:
     return sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in atoms)
+
+
+def _writes(eqns) -> set[Var]:
+    return {v for eqn in eqns for v in eqn.outvars}
 
 
 def _reads(eqns, outvars) -> dict[Var, None]:

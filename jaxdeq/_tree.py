@@ -14,21 +14,21 @@ from jax import lax
 
 def real_dtype(*dtypes) -> jnp.dtype:
     """The dtype for reductions over leaves of these dtypes: real, float32 or better."""
-    return jnp.result_type(jnp.float32, *(jnp.finfo(d).dtype for d in dtypes))
+    return jnp.dtype(max(jnp.float32, *(jnp.finfo(d).dtype for d in dtypes), key=lambda d: jnp.finfo(d).bits))
 
 
 def wide_dtype(dtype) -> jnp.dtype:
     """The dtype in which to compute with a leaf of this dtype: float32, complex64 or better."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
 def wide(x: jax.Array) -> jax.Array:
     return x.astype(wide_dtype(x.dtype))
 
 
-def along(weight: jax.Array, x: jax.Array) -> jax.Array:
+def along(weight: jax.typing.ArrayLike, x: jax.Array) -> jax.Array:
     """`weight`, a number or one a problem, shaped to multiply the leaf `x`."""
-    weight = jnp.asarray(weight, jnp.finfo(wide_dtype(x.dtype)).dtype)
+    weight = jnp.asarray(weight, wide_dtype(x.dtype))
     return weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim))
 
 
@@ -60,12 +60,14 @@ def dot(x, y, batch: int = 0) -> jax.Array:
 
 
 def _leaf_dot(a, b, batch):
-    a, b = wide(a), wide(b)
-    if jnp.iscomplexobj(a):
-        product = a.real * b.real + a.imag * b.imag
-    else:
-        product = a * b
+    product = reduce(add, (p * q for p, q in zip(_reals(a), _reals(b), strict=True)))
     return jnp.sum(product, axis=tuple(range(batch, product.ndim)))
+
+
+def _reals(a):
+    """The leaf as real arrays, in float32 or better."""
+    a = wide(a)
+    return [a.real, a.imag] if jnp.iscomplexobj(a) else [a]
 
 
 def norm(x, batch: int = 0) -> jax.Array:
@@ -78,16 +80,15 @@ def norm(x, batch: int = 0) -> jax.Array:
     safe = (square < info.max) & (square > info.tiny / info.eps)
 
     def careful(x):
-        peak = reduce(jnp.maximum, (_leaf_peak(a, batch).astype(square.dtype) for a in jax.tree.leaves(x)))
+        parts = [p.astype(square.dtype) for a in jax.tree.leaves(x) for p in _reals(a)]
+        peak = reduce(jnp.maximum, (jnp.max(jnp.abs(p), tuple(range(batch, p.ndim)), initial=0) for p in parts))
         unit = jnp.where((peak > 0) & (peak < jnp.inf), peak, jnp.ones_like(peak))
-        scaled = jax.tree.map(lambda a: wide(a) / along(unit, a), x)
-        return jnp.where(peak < jnp.inf, unit * jnp.sqrt(dot(scaled, scaled, batch)), peak)
+        scaled = [p / along(unit, p) for p in parts]
+        slow = jnp.where(peak < jnp.inf, unit * jnp.sqrt(dot(scaled, scaled, batch)), peak)
+        # Two ways of rounding: which one a problem gets must not depend on its batch mates.
+        return jnp.where(safe, jnp.sqrt(square), slow)
 
     return lax.cond(jnp.all(safe), lambda x: jnp.sqrt(square), careful, x)
-
-
-def _leaf_peak(a, batch):
-    return jnp.max(jnp.abs(a), axis=tuple(range(batch, a.ndim)), initial=0)
 
 
 def zeros(x, length: int):
