@@ -76,7 +76,8 @@ def mean_square(f: Callable[[Z], Z], z: Z, noise: Z, mode: str) -> Array:
         out, pullback = jax.vjp(f, z)
         product = lambda v: pullback(v)[0]
     check.same(z, out)
-    squares = jax.vmap(lambda v: square(product(v)))(noise)
+    like = jax.tree.map(jax.typeof, z if mode == "jvp" else out)
+    squares = jax.vmap(lambda v: square(product(spread_like(v, like))))(noise)
     return jnp.mean(squares) / sum(x.size for x in jax.tree.leaves(z))
 
 

@@ -2,6 +2,6 @@
 
 from jaxdeq.nn.deq import DEQ, Equilibrium
 from jaxdeq.nn.dropout import VariationalDropout
-from jaxdeq.nn.norm import WeightNorm
+from jaxdeq.nn.norm import SpectralNorm, WeightNorm
 
-__all__ = ["DEQ", "Equilibrium", "VariationalDropout", "WeightNorm"]
+__all__ = ["DEQ", "Equilibrium", "SpectralNorm", "VariationalDropout", "WeightNorm"]

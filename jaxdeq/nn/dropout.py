@@ -19,7 +19,8 @@ class VariationalDropout(nnx.Dropout):
       rate: the probability that an entry is set to zero; the others grow by `1 / (1 - rate)`.
       broadcast_dims: the axes that share a mask. None: all but the first and the last, which are
         the positions of a `[batch, length, features]` or `[batch, height, width, features]` array.
-      **settings: of `flax.nnx.Dropout`, most often `rngs`.
+      deterministic: whether to drop nothing; `train()` and `eval()` set it.
+      rngs: for the masks.
 
     Raises:
       ValueError: a `rate` outside [0, 1].
@@ -37,11 +38,18 @@ class VariationalDropout(nnx.Dropout):
       Networks", 2016.
     """
 
-    def __init__(self, rate: float, *, broadcast_dims: Sequence[int] | None = None, **settings: Any):
+    def __init__(
+        self,
+        rate: float,
+        *,
+        broadcast_dims: Sequence[int] | None = None,
+        deterministic: bool = False,
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+    ):
         if not 0 <= rate <= 1:
             raise ValueError(f"rate must be a number in [0, 1]; got {rate!r}")
-        super().__init__(rate, **settings)
-        self.shared = broadcast_dims
+        super().__init__(rate, deterministic=deterministic, rngs=rngs)
+        self.shared = None if broadcast_dims is None else tuple(broadcast_dims)
 
     def __call__(self, inputs: jax.Array, *, deterministic: bool | None = None, rngs: Any = None) -> jax.Array:
         shared = range(1, inputs.ndim - 1) if self.shared is None else self.shared

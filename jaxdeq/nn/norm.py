@@ -10,6 +10,9 @@ from flax import nnx
 from jaxdeq._tree import wide
 
 
+START = 20  # steps of the power method for a new layer
+
+
 class WeightNorm(nnx.Module):
     """Splits the kernel of a layer into directions and lengths: `g * v / ||v||`.
 
@@ -61,6 +64,83 @@ class WeightNorm(nnx.Module):
         """The axes that the norm runs over."""
         kept = {axis % kernel.ndim for axis in self.axes}
         return tuple(axis for axis in range(kernel.ndim) if axis not in kept)
+
+
+class SpectralNorm(nnx.Module):
+    """Scales the kernel of a layer to a given largest singular value: `norm * v / sigma(v)`.
+
+    With `norm` below one and a map that does not stretch otherwise, the cell contracts. The
+    singular value is estimated by the power method, from vectors kept between calls: each call in
+    training mode makes one step and keeps the result. Inside a `DEQ` that is once a solve. The
+    gradient takes the singular vectors as constants, as is exact once they have converged.
+
+    The kernel counts as a matrix from all axes but the last to the last. For a convolution that is
+    the usual stand-in for the norm of the operator, which can be larger by the square root of the
+    number of kernel positions.
+
+    Args:
+      layer: has a parameter `kernel`, which keeps `v`.
+      norm: the largest singular value of the kernel in use.
+      rngs: for the starting vectors.
+
+    Raises:
+      TypeError: a `layer` without a `kernel`.
+      ValueError: `norm` is not a positive number.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from jaxdeq.nn import SpectralNorm
+      >>> layer = SpectralNorm(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), norm=0.9, rngs=nnx.Rngs(1))
+      >>> print(f"{jnp.linalg.norm(layer.kernel(), ord=2):.2f}")
+      0.90
+
+    References:
+      Miyato, Kataoka, Koyama & Yoshida, "Spectral Normalization for Generative Adversarial
+      Networks", 2018.
+    """
+
+    def __init__(self, layer: nnx.Module, *, norm: float = 1.0, rngs: nnx.Rngs):
+        if not 0 < norm < float("inf"):
+            raise ValueError(f"norm must be a positive number; got {norm!r}")
+        matrix = _matrix(_kernel(layer))
+        self.layer = layer
+        self.norm = norm
+        u = _unit(rngs.params.normal((matrix.shape[1],), matrix.dtype))
+        for _ in range(START):
+            u = _power_step(matrix, u)[1]
+        self.u = nnx.BatchStat(u)
+        self.use_running_average = False  # toggled by train() and eval()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        kernel = self.kernel()
+        if not self.use_running_average:
+            self.u[...] = _power_step(_matrix(_kernel(self.layer)), self.u[...])[1]
+        return _with_kernel(self.layer, kernel)(*args, **kwargs)
+
+    def kernel(self) -> jax.Array:
+        """The weights in use, `norm * v / sigma(v)`."""
+        v = _kernel(self.layer)
+        matrix = _matrix(v)
+        left, right = jax.lax.stop_gradient(_power_step(matrix, self.u[...]))
+        sigma = left @ matrix @ right
+        return (wide(v) * (self.norm / jnp.where(sigma > 0, sigma, 1))).astype(v.dtype)
+
+
+def _matrix(kernel):
+    """The kernel as `[inputs, outputs]`, in float32 or better."""
+    return wide(kernel.reshape(-1, kernel.shape[-1]))
+
+
+def _power_step(matrix, u):
+    """Better singular vectors, `[inputs]` and `[outputs]`."""
+    left = _unit(matrix @ u)
+    right = _unit(left @ matrix)
+    return left, jnp.where(jnp.any(right != 0), right, u)  # a kernel of zeros must not end the search
+
+
+def _unit(x):
+    return x / jnp.maximum(jnp.linalg.norm(x), jnp.finfo(x.dtype).tiny)
 
 
 def _kernel(layer) -> jax.Array:
