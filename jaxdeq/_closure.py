@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import FunctionType
 from typing import Any
 
 import jax
@@ -87,7 +88,7 @@ def trace_map(f: Callable[..., Z], z0: Z, args: tuple) -> tuple[Z, Hoisted, list
         jaxpr, operands, out = hoist(f, spread, args)
         check.stays(spread, spread_like(spread, out))
     tree = jax.tree.structure(z0)
-    return spread, Hoisted(jaxpr, tree, (tree, fingerprint(jaxpr, f))), operands
+    return spread, Hoisted(jaxpr, tree, (tree, fingerprint(jaxpr))), operands
 
 
 def _rewrite(jaxpr: Any, **parts: Any) -> Any:
@@ -194,11 +195,10 @@ def _reads(eqns, outvars) -> dict[Var, None]:
     return dict.fromkeys(v for v in atoms if not isinstance(v, Literal))
 
 
-def fingerprint(jaxpr: Any, owner: Any) -> tuple:
+def fingerprint(jaxpr: Any) -> tuple:
     """A hashable value, equal for jaxprs that compute the same: the same operations in the same order.
 
-    Python functions inside (rules of custom derivatives, callbacks) are made anew by each trace and
-    cannot be compared; `owner`, the function that was traced, stands for them.
+    Python functions inside (rules of custom derivatives, callbacks) are equal if they are the same object.
     """
     number: dict[Any, int] = {}
 
@@ -212,19 +212,36 @@ def fingerprint(jaxpr: Any, owner: Any) -> tuple:
 
     def setting(value):
         if hasattr(value, "eqns"):
-            return fingerprint(value, owner)
+            return fingerprint(value)
         if isinstance(value, dict):
-            return tuple((k, setting(v)) for k, v in sorted(value.items()))
+            # `out_trees` is filled in by the rule of a custom derivative, and so follows from it.
+            return tuple((k, setting(v)) for k, v in sorted(value.items()) if k != "out_trees")
         if isinstance(value, (tuple, list)):
             return (type(value).__name__, *map(setting, value))
-        if hasattr(value, "call_wrapped") or (callable(value) and not isinstance(value, type)):
-            return ("function of", _hashable(owner))
-        return _hashable(value)
+        return _rule(value)
 
     constants = tuple(_Same(c) for c in getattr(jaxpr, "consts", ()))
     head = variables([*getattr(jaxpr, "constvars", ()), *jaxpr.invars])
     body = tuple((e.primitive, tuple(map(atom, e.invars)), variables(e.outvars), setting(e.params)) for e in jaxpr.eqns)
     return (constants, head, body, tuple(map(atom, jaxpr.outvars)))
+
+
+def _rule(value: Any) -> Any:
+    """The user's function inside the wrappers that each trace puts anew around a custom derivative.
+
+    A wrapper that is not known here stands for itself: that compiles more often than needed, where
+    taking it for an equal one could use another map's gradient.
+    """
+    if hasattr(value, "transforms"):  # a function and what is wrapped around it, with settings
+        layers = ((transform, *map(_rule, settings)) for transform, settings in value.transforms)
+        return (_rule(value.f), *layers)
+    if not (isinstance(value, FunctionType) and value.__module__.startswith("jax.")):
+        return _hashable(value)
+    cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
+    if "out_store" in cells:  # room for a result
+        return value.__code__
+    inner = next((cells[name] for name in ("fn", "jvp", "fwd") if name in cells), None)
+    return _hashable(value) if inner is None else _rule(inner.cell_contents)
 
 
 class _Same:
