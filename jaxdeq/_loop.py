@@ -42,7 +42,7 @@ def iterate(solver: Solver, f: Map, z0: Any, limits: Limits, trace: int) -> Solu
 
 def start(solver: Solver, f: Map, z0: Any, limits: Limits, trace: int) -> Progress:
     full = partial(tree.full, z0, f.batch)
-    left = jnp.asarray(limits.max_steps, jnp.int32)
+    left = jnp.max(jnp.asarray(limits.max_steps, jnp.int32))
     state = solver.init(f, z0)
     if hasattr(state, "left"):
         state = state._replace(left=left)
@@ -81,7 +81,9 @@ def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
     lowest = jnp.where(better, residual, p.residual)
     at_noise = (lowest <= NOISE * eps) & (stalled >= PATIENCE)
 
-    status = jnp.where(at_noise, jnp.int32(Status.MAX_STEPS), jnp.int32(RUNNING))
+    steps = jnp.where(active, p.steps + (p.left - left), p.steps)
+    given_up = at_noise | (steps >= jnp.asarray(limits.max_steps, jnp.int32))
+    status = jnp.where(given_up, jnp.int32(Status.MAX_STEPS), jnp.int32(RUNNING))
     status = jnp.where(finite, status, jnp.int32(Status.NONFINITE))
     status = jnp.where(converged, jnp.int32(Status.CONVERGED), status)
     return Progress(
@@ -89,7 +91,7 @@ def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
         z=tree.where(better, state.z, p.z),
         residual=lowest,
         status=jnp.where(active, status, p.status),
-        steps=jnp.where(active, p.steps + (p.left - left), p.steps),
+        steps=steps,
         stalled=stalled,
         done=p.done + 1,
         left=left,

@@ -12,9 +12,31 @@ from jaxdeq._types import Adjoint, BackwardStats, Limits, Map, Problem, Solution
 
 
 def forward(problem: Problem, operands: Any, z0: Any, limits: Limits) -> Solution:
-    """Solves without regard to gradients."""
-    f = Map(lambda z: problem.f(operands, z), problem.batch)
-    return iterate(problem.solver, f, z0, limits, problem.trace)
+    """Solves without regard to gradients.
+
+    Under `vmap` it solves one batched problem: a lane that has stopped then costs a comparison a
+    step, where a mapped loop would copy all its history.
+    """
+
+    def run(operands, z0, limits):
+        f = Map(lambda z: problem.f(operands, z), problem.batch)
+        return iterate(problem.solver, f, z0, limits, problem.trace)
+
+    limits = Limits(*map(jnp.asarray, limits))
+    if problem.batch:
+        return run(operands, z0, limits)
+    mappable = jax.custom_batching.custom_vmap(run)
+
+    @mappable.def_vmap
+    def run_lanes(lanes, mapped, operands, z0, limits):
+        axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
+        spread = lambda x, is_mapped: x if is_mapped else jnp.broadcast_to(x, (lanes, *x.shape))
+        z0 = jax.tree.map(spread, z0, mapped[1])
+        f = Map(lambda z: jax.vmap(problem.f, (axes[0], 0))(operands, z), batch=1)
+        solution = iterate(problem.solver, f, z0, limits, problem.trace)
+        return solution, jax.tree.map(lambda _: True, solution)
+
+    return mappable(operands, z0, limits)
 
 
 def with_pullback(
