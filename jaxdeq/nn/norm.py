@@ -9,7 +9,6 @@ from flax import nnx
 
 from jaxdeq._tree import wide
 
-
 START = 20  # steps of the power method for a new layer
 
 
