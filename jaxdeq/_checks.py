@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def _is_real(value: Any) -> bool:
@@ -31,6 +32,18 @@ def nonnegative(name: str, value) -> None:
         raise ValueError(f"{name} must be a finite number of at least 0; got {value!r}")
 
 
+def flag(name: str, value) -> None:
+    """Checks a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r} ({type(value).__name__})")
+
+
+def function(value) -> None:
+    """Checks that the map can be called."""
+    if not callable(value):
+        raise TypeError(f"f must be a function of z, followed by z0: fixed_point(f, z0, *args); got {value!r}")
+
+
 def solver(value) -> None:
     """Checks that the value has the methods of a `Solver`, and is not a class."""
     if isinstance(value, type) or not (hasattr(value, "init") and hasattr(value, "step")):
@@ -46,12 +59,22 @@ def adjoint(value) -> None:
 def limits(rtol, atol, max_steps) -> None:
     """Checks tolerances and budget; what is traced cannot be checked and is not."""
     for name, value in (("rtol", rtol), ("atol", atol)):
-        if not isinstance(value, jax.Array):
+        if isinstance(value, (jax.Array, np.ndarray)):
+            scalar(name, value, jnp.floating)
+        else:
             nonnegative(name, value)
-    if not isinstance(max_steps, jax.Array):
+    if isinstance(max_steps, (jax.Array, np.ndarray)):
+        scalar("max_steps", max_steps, jnp.integer)
+    else:
         count("max_steps", max_steps)
-    elif not jnp.issubdtype(max_steps.dtype, jnp.integer):
-        raise TypeError(f"max_steps must be an integer; got an array of {max_steps.dtype}")
+
+
+def scalar(name: str, value, kind) -> None:
+    """Checks an array of no axes and of this kind of dtype."""
+    if not jnp.issubdtype(value.dtype, kind):
+        raise TypeError(f"{name} must be {kind.__name__}; got an array of {value.dtype}")
+    if value.shape:
+        raise ValueError(f"{name} must be one number for all problems; got an array of shape {value.shape}")
 
 
 def state(z0, batched: bool):
@@ -77,6 +100,13 @@ def state(z0, batched: bool):
         if len(set(sizes.values())) > 1 or () in sizes.values():
             raise ValueError(f"batched=True needs one leading batch axis, the same in every leaf of z0; got {sizes}")
     return tree.unflatten(arrays)
+
+
+def tap(value, z0, batched: bool) -> None:
+    """Checks that the tap holds one number a problem, as the report of the backward solve does."""
+    shape = jax.tree.leaves(z0)[0].shape[: int(batched)]
+    if value is not None and any(x.shape != shape for x in value):
+        raise ValueError(f"tap must be BackwardStats.empty{shape}; got shapes {[x.shape for x in value]}")
 
 
 def same(z0, out) -> None:

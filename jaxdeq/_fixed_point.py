@@ -66,11 +66,14 @@ def fixed_point(
     References:
       Bai, Koltun & Kolter, "Stabilizing Equilibrium Models by Jacobian Regularization", 2021.
     """
+    check.function(f)
     check.solver(solver)
     check.adjoint(adjoint)
     check.count("trace", trace, least=0)
     check.limits(rtol, atol, max_steps)
+    check.flag("batched", batched)
     z0 = jax.lax.stop_gradient(check.state(z0, batched))
+    check.tap(tap, z0, batched)
     z0, hoisted, operands = trace_map(f, z0, args)
     problem = Problem(hoisted, solver, batch=int(batched), trace=trace)
     return _solve(adjoint, problem, operands, z0, Limits(rtol, atol, max_steps), tap)
