@@ -86,7 +86,7 @@ def state(z0, batched: bool):
     for path, leaf in leaves:
         where = f"z0{jax.tree_util.keystr(path)}"
         try:
-            dtype = jax.dtypes.canonicalize_dtype(jax.typeof(leaf).dtype)
+            dtype = jax.typeof(leaf).dtype
         except TypeError as error:
             raise TypeError(f"{where} must be a floating or complex array; got {leaf!r}") from error
         if not jnp.issubdtype(dtype, jnp.inexact):
@@ -94,7 +94,7 @@ def state(z0, batched: bool):
                 f"{where} must be floating or complex, because an equilibrium is real-valued; got {dtype}. "
                 f"Convert it, for example with .astype(jnp.float32), or pass it as an argument of f"
             )
-        arrays.append(jnp.asarray(leaf, dtype))
+        arrays.append(jnp.asarray(leaf, jax.dtypes.canonicalize_dtype(dtype)))
     if batched:
         sizes = {jax.tree_util.keystr(path): x.shape[:1] for (path, _), x in zip(leaves, arrays, strict=True)}
         if len(set(sizes.values())) > 1 or () in sizes.values():
