@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend.core import Literal, Var
+from jax.typing import ArrayLike
 
 from jaxdeq import _checks as check
 from jaxdeq._types import Z
@@ -72,7 +73,7 @@ def hoist(f: Callable[..., Any], z: Any, args: tuple = ()) -> tuple[Any, list[An
     return opened, consts + dynamic, shapes
 
 
-def trace_map(f: Callable[..., Z], z0: Z, args: tuple) -> tuple[Z, Hoisted, list[jax.Array]]:
+def trace_map(f: Callable[..., Z], z0: Z, args: tuple) -> tuple[Z, Hoisted, list[ArrayLike]]:
     """Traces `f` once, or once more if `z0` is not yet spread over the mesh as `f(z0)` is.
 
     Returns:

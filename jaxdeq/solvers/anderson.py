@@ -75,7 +75,7 @@ class Anderson:
 
     def _weights(self, state: AndersonState) -> jax.Array:
         """The minimiser, `[history, *batch]`; the newest iterate alone where it does not exist."""
-        index = jnp.arange(self.history).reshape(-1, *(1,) * (state.gram.ndim - 2))
+        index = jnp.arange(self.history, dtype=jnp.int32).reshape(-1, *(1,) * (state.gram.ndim - 2))
         filled = index < state.done
         newest = (index == (state.done - 1) % self.history).astype(state.gram.dtype)
         # In units of each residual's own norm, the matrix has a unit diagonal: its conditioning,
