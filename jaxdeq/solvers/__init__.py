@@ -1,6 +1,7 @@
 """Fixed-point solvers: frozen dataclasses of settings, passed as `solver=`."""
 
 from jaxdeq.solvers.anderson import Anderson
+from jaxdeq.solvers.broyden import Broyden
 from jaxdeq.solvers.picard import Picard
 
-__all__ = ["Anderson", "Picard"]
+__all__ = ["Anderson", "Broyden", "Picard"]
