@@ -20,8 +20,7 @@ LAYERS = {
 layers = pytest.mark.parametrize("name", LAYERS)
 
 
-@layers
-@pytest.mark.parametrize("mode", [True, False], ids=["graph", "tree"])
+@pytest.mark.parametrize(("name", "mode"), [*((name, True) for name in LAYERS), ("linear", False)])
 def test_weight_norm_starts_as_the_layer(name, mode):
     make, shape = LAYERS[name]
     with nnx.set_graph_mode(mode):
