@@ -80,13 +80,14 @@ def norm(x, batch: int = 0) -> jax.Array:
     safe = (square < info.max) & (square > info.tiny / info.eps)
 
     def careful(x):
+        # Exact powers of two that bring squares into range. Not the largest entry: its reciprocal
+        # can be subnormal, and is then flushed to zero.
+        unit = jnp.asarray(2.0 ** (3 * info.maxexp // 4), square.dtype)
+        down, up = jnp.where(square > 1, 1 / unit, unit), jnp.where(square > 1, unit, 1 / unit)
         parts = [p.astype(square.dtype) for a in jax.tree.leaves(x) for p in _reals(a)]
-        peak = reduce(jnp.maximum, (jnp.max(jnp.abs(p), tuple(range(batch, p.ndim)), initial=0) for p in parts))
-        unit = jnp.where((peak > 0) & (peak < jnp.inf), peak, jnp.ones_like(peak))
-        scaled = [p / along(unit, p) for p in parts]
-        slow = jnp.where(peak < jnp.inf, unit * jnp.sqrt(dot(scaled, scaled, batch)), peak)
+        scaled = [p * along(down, p) for p in parts]
         # Two ways of rounding: which one a problem gets must not depend on its batch mates.
-        return jnp.where(safe, jnp.sqrt(square), slow)
+        return jnp.where(safe, jnp.sqrt(square), jnp.sqrt(dot(scaled, scaled, batch)) * up)
 
     return lax.cond(jnp.all(safe), lambda x: jnp.sqrt(square), careful, x)
 
