@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdeq._closure import Hoisted, hoist
+from jaxdeq._closure import Hoisted, hoist, split
 from jaxdeq._loop import iterate
 from jaxdeq._types import Adjoint, BackwardStats, Limits, Map, Problem, Solution, Solver
 
@@ -80,5 +80,5 @@ def solve(
 ) -> Solution:
     """Solves `z = f(z)` inside a trace; `f` may close over anything."""
     jaxpr, operands, _ = hoist(f, z0)
-    hoisted = Hoisted(jaxpr, jax.tree.structure(z0))
-    return adjoint.solve(Problem(hoisted, solver, batch, trace=0), operands, z0, limits, tap)
+    rest, operands = split(Hoisted(jaxpr, jax.tree.structure(z0)), operands)
+    return adjoint.solve(Problem(rest, solver, batch, trace=0), operands, z0, limits, tap)
