@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxdeq import BackwardStats, Stats, fixed_point, jacobian_penalty
 from jaxdeq import _checks as check
-from jaxdeq._closure import Hoisted, split, trace_map
+from jaxdeq._closure import Traced, split, trace_map
 from jaxdeq._types import Adjoint, Solver
 
 
@@ -20,12 +20,12 @@ class Equilibrium(NamedTuple):
 
     Attributes:
       z: the equilibrium.
-      stats: how it was found; see `jaxdeq.Stats`.
+      stats: how it was found; see `jaxdeq.Stats`. None if it was not sought but unrolled.
       penalty: `jaxdeq.jacobian_penalty` at `z`; None if no `key` was given.
     """
 
     z: Any
-    stats: Stats
+    stats: Stats | None
     penalty: jax.Array | None
 
 
@@ -134,6 +134,38 @@ class DEQ(nnx.Module):
         self._update_statistics(apply, cell, z, x, *args)
         return Equilibrium(z, stats, penalty)
 
+    def unroll(
+        self,
+        x: Any,
+        *args: Any,
+        steps: int,
+        z0: Any = None,
+        key: jax.Array | None = None,
+        probes: int | None = None,
+        mode: str | None = None,
+    ) -> Equilibrium:
+        """Applies the cell a fixed number of times instead, as a network of tied layers.
+
+        Gradients flow through all applications, and memory grows with their number. A start for
+        training, while the cell is far from having an equilibrium. The cell is frozen as in a
+        solve.
+
+        Args:
+          x: as in a call, as for all arguments but `steps`.
+          steps: applications of the cell.
+        """
+        check.count("steps", steps)
+        z0 = self.initial_state(x, *args) if z0 is None else z0
+        apply, cell = self._freeze()
+        f, z, operands = _prepare(apply, z0, (cell, x, *args), bool(self.batched))
+        for _ in range(steps):  # not a scan: convolutions inside a loop are slow on a CPU when differentiated
+            z = f(z, *operands)
+        penalty = None
+        if key is not None:
+            penalty = jacobian_penalty(f, z, key, *operands, **_given(probes=probes, mode=mode))
+        self._update_statistics(apply, cell, z, x, *args)
+        return Equilibrium(z, None, penalty)
+
     def initial_state(self, x: Any, *args: Any) -> Any:
         """Where a solve starts: what the cell says, else zeros like `x`."""
         if hasattr(self.cell, "initial_state"):
@@ -185,21 +217,11 @@ class _Function:
         return self.function(z, *args)
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """What is left of a map once all that does not depend on `z` is evaluated."""
-
-    rest: Hoisted
-
-    def __call__(self, z, *operands):
-        return self.rest(list(operands), z)
-
-
 def _prepare(f, z0, args, batched):
     """Traces the map once for the solve and the penalty, and evaluates what both share."""
     z0, traced, operands = trace_map(f, check.state(z0, batched), args)
     rest, operands = split(traced, operands)
-    return _Prepared(rest), z0, operands
+    return Traced(rest), z0, operands
 
 
 def _module(module):
