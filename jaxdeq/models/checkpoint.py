@@ -1,7 +1,7 @@
 """Weights from and to the PyTorch code beside the paper."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ WRAPPERS = ("module.", "model.")  # what parallel training and the segmentation 
 COPIES = ("fullstage_copy.",)  # released files hold these layers twice
 
 
+@runtime_checkable
 class Model(Protocol):
     """A model that knows its names in PyTorch."""
 
@@ -33,6 +34,12 @@ def load_torch_state_dict(model: Model, mapping: Mapping[str, np.ndarray]) -> No
     Raises:
       ValueError: names that are missing or unexpected, arrays of another shape, or different
         values for what the model shares; all of them, in one message.
+
+    Example:
+      >>> from flax import nnx
+      >>> from jaxdeq.models import MDEQClassifier, load_torch_state_dict, mdeq_configs, to_torch_state_dict
+      >>> model = MDEQClassifier(mdeq_configs.cifar10_tiny(), rngs=nnx.Rngs(0))
+      >>> load_torch_state_dict(model, to_torch_state_dict(model))
     """
     arrays, problems = _plain_names(mapping)
     entries = model.torch_entries()
@@ -66,7 +73,7 @@ def to_torch_state_dict(model: Model) -> dict[str, np.ndarray]:
     Gathers sharded arrays on this host.
     """
     return {
-        entry.name: np.ascontiguousarray(entry.to_torch(np.asarray(entry.variable.get_value())))
+        entry.name: np.array(entry.to_torch(np.asarray(entry.variable.get_value())), order="C")
         for entry in model.torch_entries()
     }
 
