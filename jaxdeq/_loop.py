@@ -45,6 +45,7 @@ def start(solver: Solver, f: Map, z0: Any, limits: Limits, trace: int) -> Progre
     left = jnp.max(jnp.asarray(limits.max_steps, jnp.int32))
     state = solver.init(f, z0)
     if hasattr(state, "left"):
+        left = state.left + left  # spread over the mesh as the solver's count will be
         state = state._replace(left=left)
     return Progress(
         state=state,

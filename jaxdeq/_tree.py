@@ -37,6 +37,11 @@ def sub(x, y):
     return jax.tree.map(lambda a, b: (wide(a) - wide(b)).astype(a.dtype), x, y)
 
 
+def scale(weight, x):
+    """`weight * x`; `weight` is a number, or one a problem."""
+    return jax.tree.map(lambda a: (along(weight, a) * wide(a)).astype(a.dtype), x)
+
+
 def axpy(weight, x, y):
     """`weight * x + y`; `weight` is a number, or one a problem."""
     return jax.tree.map(lambda a, b: (along(weight, a) * wide(a) + wide(b)).astype(b.dtype), x, y)
@@ -46,6 +51,13 @@ def where(condition: jax.Array, x, y):
     """`x` where the condition, a boolean or one a problem, holds, else `y`."""
     return jax.tree.map(
         lambda a, b: jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, b), x, y
+    )
+
+
+def keep(condition: jax.Array, x):
+    """`x` where the condition, a boolean or one a problem, holds, else 0."""
+    return jax.tree.map(
+        lambda a: jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, 0), x
     )
 
 

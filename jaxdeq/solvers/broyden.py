@@ -8,18 +8,8 @@ import jax.numpy as jnp
 
 from jaxdeq import _checks as check
 from jaxdeq import _tree as tree
+from jaxdeq._search import Search, judge
 from jaxdeq._types import Map
-
-DECREASE = 1e-4  # Armijo's constant: the share of the promised decrease that a trial must reach
-SHRINK = 0.5  # of the step's length, after a trial that did not
-SHORTEST = 2.0**-4  # a step of this length is taken anyway, if finite: a way out of local minima
-
-
-class Search(NamedTuple):
-    """A line search under way."""
-
-    length: jax.Array  # [*batch]: of the next trial, 1 is a full step
-    square: jax.Array  # [*batch]: squared residual of `z`
 
 
 class BroydenState(NamedTuple):
@@ -66,7 +56,7 @@ class Broyden:
       Memory Methods", 1994, section 6.
     """
 
-    history: int = 5
+    history: int = 8
     line_search: bool = False
 
     def __post_init__(self):
@@ -78,7 +68,7 @@ class Broyden:
         dtype = tree.real_dtype(*(x.dtype for x in jax.tree.leaves(z0)))
         full = lambda value, *shape: tree.full(z0, f.batch, value, dtype, shape)
         matrix, against = full(0, self.history, self.history), full(0, self.history)
-        search = Search(full(1), full(0)) if self.line_search else None
+        search = Search(full(1), full(jnp.inf)) if self.line_search else None
         return BroydenState(z0, z0, room, room, matrix, against, jnp.int32(0), search)
 
     def step(self, f: Map, state: BroydenState) -> BroydenState:
@@ -96,7 +86,7 @@ class Broyden:
         usable = finite & (ss > jnp.finfo(ss.dtype).tiny)
         inverse = jax.lax.rsqrt(jnp.where(usable, ss, 1))
         unit = lambda x: jnp.where(usable, x * inverse, 0)
-        pair = (jax.tree.map(lambda x: _unit(x, usable, inverse), x) for x in (s, w))
+        pair = (tree.keep(usable, tree.scale(inverse, x)) for x in (s, w))
         dz, df = (tree.put(past, slot, x) for past, x in zip((state.dz, state.df), pair, strict=True))
 
         # From the second oldest pair, for the oldest is the one replaced, to the newest.
@@ -109,7 +99,7 @@ class Broyden:
         if state.search is None:
             return BroydenState(z, fz, dz, df, matrix, against, state.done + 1, None)
 
-        accept, search = judge(state.search, tree.dot(g, g, f.batch), first=state.done == 0)
+        accept, search = judge(state.search, tree.dot(g, g, f.batch))
         stay = jnp.concatenate([state.against[1:], unit(sg - sy)[None]])
         z, fz = tree.where(accept, z, state.z), tree.where(accept, fz, state.fz)
         against = jnp.where(accept, against, stay)
@@ -124,14 +114,6 @@ class Broyden:
         if state.search is None:
             return z
         return tree.axpy(state.search.length, tree.sub(z, state.z), state.z)
-
-
-def judge(search: Search, square: jax.Array, first: jax.Array) -> tuple[jax.Array, Search]:
-    """Whether to move to a trial with this squared residual, and the search after that."""
-    enough = square <= (1 - DECREASE * search.length) ** 2 * search.square
-    accept = enough | (jnp.isfinite(square) & (search.length <= SHORTEST)) | first
-    length = jnp.where(accept, 1, SHRINK * search.length)
-    return accept, Search(length, jnp.where(accept, square, search.square))
 
 
 def solve_in_turn(matrix: jax.Array, rhs: jax.Array, floor: float) -> jax.Array:
@@ -150,8 +132,3 @@ def solve_in_turn(matrix: jax.Array, rhs: jax.Array, floor: float) -> jax.Array:
         rhs = rhs - factor * rhs[i]
         matrix = matrix - factor[:, None] * matrix[i]
     return jnp.where(jnp.stack(used), rhs / jnp.stack(pivots), 0)
-
-
-def _unit(x: jax.Array, usable: jax.Array, inverse: jax.Array) -> jax.Array:
-    """`inverse * x` where that is usable, else 0."""
-    return jnp.where(tree.along(usable, x) != 0, tree.along(inverse, x) * tree.wide(x), 0).astype(x.dtype)

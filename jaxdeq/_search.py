@@ -1,0 +1,29 @@
+"""A line search as a state machine: every trial is one step of the solver that makes it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+DECREASE = 1e-4  # Armijo's constant: the share of the promised decrease that a trial must reach
+SHRINK = 0.5  # of the length, after a trial that did not
+SHORTEST = 2.0**-4  # a step of this length is taken anyway, if finite: a way out of local minima
+
+
+class Search(NamedTuple):
+    """The next trial's length, 1 being a full step, and the squared residual to be lowered."""
+
+    length: jax.Array  # [*batch]
+    square: jax.Array  # [*batch]: infinite before the first trial, which is `z0` itself
+
+
+def judge(search: Search, square: jax.Array) -> tuple[jax.Array, Search]:
+    """Whether to move to a trial with this squared residual, and the search after that.
+
+    The first trial is taken whatever it gives; later ones, if not finite, never are.
+    """
+    enough = square <= (1 - DECREASE * search.length) ** 2 * search.square
+    last = jnp.isfinite(square) & (search.length <= SHORTEST)
+    accept = enough | last | jnp.isinf(search.square)
+    length = jnp.where(accept, 1, SHRINK * search.length)
+    return accept, Search(length, jnp.where(accept, square, search.square))
