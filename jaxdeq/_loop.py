@@ -11,7 +11,8 @@ from jaxdeq import _tree as tree
 from jaxdeq._types import Limits, Map, Solution, Solver, Stats, Status
 
 RUNNING = -1  # the status of a problem that has not stopped
-NOISE = 64  # machine epsilons: below this, a residual that stops falling is round-off
+NOISE = 64  # machine epsilons: below this, a residual that stops falling is round-off ...
+COARSE = 1 / 16  # ... unless it is above this: half of `f(z)` is no round-off, in bfloat16 neither
 PATIENCE = 8  # steps without a new lowest residual there, before giving up
 
 
@@ -80,7 +81,7 @@ def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
     better = active & finite & (converged | (residual < p.residual) | (p.done == 0))
     stalled = jnp.where(better, 0, p.stalled + 1)
     lowest = jnp.where(better, residual, p.residual)
-    at_noise = (lowest <= NOISE * eps) & (stalled >= PATIENCE)
+    at_noise = (lowest <= min(NOISE * eps, COARSE)) & (stalled >= PATIENCE)
 
     steps = jnp.where(active, p.steps + (p.left - left), p.steps)
     given_up = at_noise | (steps >= jnp.asarray(limits.max_steps, jnp.int32))
