@@ -73,6 +73,16 @@ def hoist(f: Callable[..., Any], z: Any, args: tuple = ()) -> tuple[Any, list[An
     return opened, consts + dynamic, shapes
 
 
+@dataclass(frozen=True)
+class Traced:
+    """A map that `trace_map` takes as it is: `call(z, *operands)`."""
+
+    map: Hoisted
+
+    def __call__(self, z: Any, *operands: Any) -> Any:
+        return self.map(list(operands), z)
+
+
 def trace_map(f: Callable[..., Z], z0: Z, args: tuple) -> tuple[Z, Hoisted, list[ArrayLike]]:
     """Traces `f` once, or once more if `z0` is not yet spread over the mesh as `f(z0)` is.
 
@@ -82,6 +92,8 @@ def trace_map(f: Callable[..., Z], z0: Z, args: tuple) -> tuple[Z, Hoisted, list
     Raises:
       TypeError, ValueError: `f` does not return what `z0` is.
     """
+    if isinstance(f, Traced):
+        return z0, f.map, list(args)
     jaxpr, operands, out = hoist(f, z0, args)
     check.same(z0, out)
     spread = spread_like(z0, out)
@@ -156,7 +168,8 @@ def split(f: Hoisted, operands: list[Any]) -> tuple[Hoisted, list[Any]]:
     values = jax.core.eval_jaxpr(first, (), *operands)
     invars = [*(jaxpr.invars[i] for i in kept), *hoisted, *jaxpr.invars[count:]]
     rest = _rewrite(jaxpr, eqns=inside, invars=invars)
-    return Hoisted(rest, f.tree), [*(operands[i] for i in kept), *values]
+    key = None if f.key is None else ("rest", f.key)  # equal maps are split alike
+    return Hoisted(rest, f.tree, key), [*(operands[i] for i in kept), *values]
 
 
 def _ready_kernels(before, inside, constant):

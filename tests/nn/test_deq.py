@@ -226,13 +226,22 @@ def test_limits_of_a_call_compile_nothing_anew(cell):
     assert len(traces) == 1
 
 
-def test_eager_calls_compile_once(cell):
-    deq = DEQ(cell)
+@pytest.mark.parametrize("activation", [jnp.tanh, nnx.relu])
+def test_eager_calls_trace_and_compile_once(cell, activation):
+    """`relu` has a derivative of its own, which each trace wraps anew."""
+    traces = []
+
+    def call(z, x):
+        traces.append(None)
+        return activation(0.5 * cell(z, x))
+
+    deq = DEQ(call)
     deq(inputs(3, 6))
     before = jaxdeq._fixed_point._solve._cache_size()
     for seed in range(3):
         deq(inputs(3, 6, seed))
     assert jaxdeq._fixed_point._solve._cache_size() == before
+    assert len(traces) == 4
 
 
 def test_the_backward_solve_can_be_seen(cell):
