@@ -9,7 +9,11 @@ import pytest
 import jaxdeq
 from jaxdeq import adjoints, solvers
 
-SHORT = {"Anderson": {"history": 3}, "Broyden": {"history": 3}}  # short memories compile fast
+SHORT = {
+    "Anderson": {"history": 3},
+    "Broyden": {"history": 3},
+    "NewtonKrylov": {"krylov": 3},
+}  # short memories compile fast
 SOLVERS = [getattr(solvers, name)(**SHORT.get(name, {})) for name in solvers.__all__]
 SEVERAL_A_STEP = {"NewtonKrylov"}  # solvers with a line search or a Krylov loop
 ONE_A_STEP = [s for s in SOLVERS if type(s).__name__ not in SEVERAL_A_STEP] + [solvers.Picard(0.5)]

@@ -29,7 +29,11 @@ ADJOINTS = {
     "phantom": Row(adjoints.Phantom(), exact.series(5, 0.5)),
     "neumann": Row(adjoints.Neumann(3, 0.9), exact.series(3, 0.9)),
 }
-SHORT = {"Anderson": {"history": 3}, "Broyden": {"history": 3}}  # short memories compile fast
+SHORT = {
+    "Anderson": {"history": 3},
+    "Broyden": {"history": 3},
+    "NewtonKrylov": {"krylov": 3},
+}  # short memories compile fast
 SOLVERS = [getattr(solvers, name)(**SHORT.get(name, {})) for name in solvers.__all__]
 
 
