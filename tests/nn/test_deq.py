@@ -189,6 +189,15 @@ def test_where_a_solve_starts(cell):
     assert DEQ(cell)(x, z0=exact).stats.steps == 1
 
 
+def test_unroll_applies_the_cell(cell):
+    x = inputs(3, 6)
+    z, stats, penalty = DEQ(cell).unroll(x, steps=3, key=KEY)
+    want = cell(cell(cell(jnp.zeros_like(x), x), x), x)
+    np.testing.assert_allclose(z, want, rtol=1e-5, atol=1e-6)
+    assert stats is None
+    np.testing.assert_allclose(penalty, jaxdeq.jacobian_penalty(cell, z, KEY, x), rtol=1e-5)
+
+
 def test_arguments_that_are_not_arrays(cell):
     def call(z, x, twice, mask):
         assert mask is None
@@ -287,3 +296,5 @@ def test_what_it_refuses(unchecked, cell):
         DEQ(lambda z, x: z)(jnp.arange(3))
     with pytest.raises(ValueError, match="mode must be one of"):
         DEQ(cell)(inputs(3, 6), key=KEY, mode="both")
+    with pytest.raises(ValueError, match="steps must be at least 1; got 0"):
+        DEQ(cell).unroll(inputs(3, 6), steps=0)
