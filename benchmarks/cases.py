@@ -1,0 +1,136 @@
+"""What is measured. Each case yields rows; a target is an upper bound."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxdeq
+from benchmarks import contenders, problems
+from benchmarks.timing import Ratio, interleave, ratio
+
+RTOL = 1e-5
+
+
+class Row(NamedTuple):
+    """One line of the results: a contender on a problem, in the case's unit."""
+
+    case: str
+    problem: str
+    contender: str
+    ratio: Ratio | None  # None: refused, because the answer is wrong
+    target: float | None
+    steps: float | None = None
+    residual: float | None = None
+    gradient_error: float | None = None
+
+
+class Plan(NamedTuple):
+    repetitions: int
+    tiny: bool  # sizes that only show that everything runs
+
+
+def step(plan: Plan) -> Iterator[Row]:
+    """Time of a step of a solve to residual 1e-5, in bare evaluations of `f`."""
+    for width, target in [(16, None)] if plan.tiny else [(1024, 1.25), (4096, 1.15)]:
+        problem = problems.dense(64, width)
+        runs = {name: contenders.forward(solve, problem, RTOL) for name, solve in contenders.DEFAULT.items()}
+        times = interleave({"f": contenders.bare(problem), **runs}, plan.repetitions)
+        for name, run in runs.items():
+            answer = run()
+            each = checked(problem, answer, ratio(times[name] / float(answer.steps), times["f"]))
+            yield Row("step", problem.name, name, each, target, *facts(problem, answer))
+
+
+def gradient(plan: Plan) -> Iterator[Row]:
+    """Time of a solve and its gradient, both to residual 1e-5, in forward solves."""
+    for width in (16,) if plan.tiny else (1024, 4096):
+        problem = problems.dense(64, width)
+        g = jnp.cos(jnp.arange(problem.z0.size, dtype=jnp.float32)).reshape(problem.z0.shape)
+        for name, solve in contenders.DEFAULT.items():
+            both = contenders.with_gradient(solve, problem, g, RTOL)
+            times = interleave({"solve": contenders.forward(solve, problem, RTOL), "both": both}, plan.repetitions)
+            answer, _ = both()
+            each = checked(problem, answer, ratio(times["both"], times["solve"]))
+            yield Row("gradient", problem.name, name, each, 2.5, *facts(problem, answer))
+
+
+def stiff(plan: Plan) -> Iterator[Row]:
+    """Time of a solve and its gradient, both to residual 1e-5, in bare evaluations of `f`."""
+    problem = problems.stiff(4, 16) if plan.tiny else problems.stiff(64, 512)
+    g = jnp.asarray(np.random.default_rng(1).standard_normal(problem.z0.shape), jnp.float32)
+    runs = {name: contenders.with_gradient(solve, problem, g, RTOL) for name, solve in contenders.SOLVERS.items()}
+    times = interleave({"f": contenders.bare(problem), **runs}, plan.repetitions)
+    exact = problems.tanh_gradient(problem, runs["Picard()"]()[0].z, g)
+    for name, run in runs.items():
+        answer, (by_w, _) = run()
+        error = float(np.linalg.norm(by_w - exact) / np.linalg.norm(exact))
+        each = checked(problem, answer, ratio(times[name], times["f"]))
+        yield Row("stiff", problem.name, name, each, 230.0, *facts(problem, answer), error)
+
+
+def compile(plan: Plan) -> Iterator[Row]:
+    """Time to trace, lower and compile a solve and its gradient, in that of `f` and its vjp."""
+    problem = problems.attention(2, 4, 8, heads=2) if plan.tiny else problems.attention(8, 64, 128)
+
+    def compiling(apply: Callable) -> Callable[[], object]:
+        def run():
+            jax.clear_caches()
+            loss = lambda params, z0: jnp.sum(apply(lambda z, p: problem.f(z, p), z0, params))
+            return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(problem.params, problem.z0).compile()
+
+        return run
+
+    runs = {name: compiling(lambda f, z, p, s=solve: s(f, z, p, RTOL).z) for name, solve in contenders.DEFAULT.items()}
+    times = interleave({"f": compiling(lambda f, z, p: f(z, p)), **runs}, plan.repetitions, shortest=0.0)
+    for name in runs:
+        yield Row("compile", problem.name, name, ratio(times[name], times["f"]), 2.0)
+
+
+def memory(plan: Plan) -> Iterator[Row]:
+    """Temporary bytes of the gradient of `f` and of a solve, in those of one state; not a time."""
+    problem = problems.dense(4, 16) if plan.tiny else problems.dense(64, 1024)
+
+    def temporaries(solve: Callable) -> int:
+        loss = lambda params, z0: jnp.sum(solve(problem.f, z0, params) ** 2)
+        compiled = jax.jit(jax.grad(loss)).lower(problem.params, problem.z0).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    solved = lambda n: lambda f, z, p: jaxdeq.fixed_point(f, z, p, max_steps=n).z
+    applied = {"f": lambda f, z, p: f(z, p), **{f"Anderson(), max_steps={n}": solved(n) for n in (10, 1000)}}
+    sizes = {name: temporaries(apply) / problem.z0.nbytes for name, apply in applied.items()}
+    targets = dict(zip(sizes, (None, None, list(sizes.values())[1]), strict=True))  # the budget may not matter
+    for name, size in sizes.items():
+        yield Row("memory", problem.name, name, Ratio(size, size, size, size), targets[name])
+
+
+def overhead(plan: Plan) -> Iterator[Row]:
+    """Time of a step on a state of 100 numbers, in that of a loop that only carries as much."""
+    problem, steps = problems.counter(100), 1000
+    names = ("Picard()", "Anderson(5)", "Broyden(10)")
+    runs = {name: contenders.forward(contenders.SOLVERS[name], problem, 0.0) for name in names}
+    room = jnp.zeros((2, 5, *problem.z0.shape))  # as much as Anderson(5) keeps
+    count = lambda carry: (carry[0] + 1, carry[1] + 1.0, carry[2])
+    empty = jax.jit(lambda carry: jax.lax.while_loop(lambda c: c[0] < steps, count, carry))
+    start = (jnp.int32(0), problem.z0, room)
+    times = interleave({"empty": lambda: empty(start), **runs}, plan.repetitions)
+    for name, run in runs.items():
+        made = float(run().steps)
+        each = ratio(times[name] / made, times["empty"] / steps)
+        yield Row("overhead", problem.name, name, each, None, made)
+
+
+def facts(problem: problems.Problem, answer: contenders.Answer) -> tuple[float, float]:
+    return float(answer.steps), problems.residual(problem, answer.z)
+
+
+def checked(problem: problems.Problem, answer: contenders.Answer, time: Ratio) -> Ratio | None:
+    """The time, if the answer is one."""
+    return time if problems.residual(problem, answer.z) <= 1.05 * RTOL else None
+
+
+CASES: dict[str, Callable[[Plan], Iterator[Row]]] = {
+    case.__name__: case for case in (step, gradient, stiff, compile, memory, overhead)
+}

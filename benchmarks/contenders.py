@@ -1,0 +1,66 @@
+"""Who solves it. A further one is a function like `ours(...)` and a line in `FAST` or `STIFF`."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+import jaxdeq
+from benchmarks.problems import Problem
+from jaxdeq import solvers
+
+
+class Answer(NamedTuple):
+    z: Any
+    steps: Any  # evaluations of `f`
+
+
+Solve = Callable[[Callable, Any, Any, float], Answer]  # (f, z0, params, rtol), differentiable by params
+
+
+def ours(solver: Any, max_steps: int = 1000) -> Solve:
+    def solve(f, z0, params, rtol):
+        z, stats = jaxdeq.fixed_point(f, z0, params, solver=solver, rtol=rtol, max_steps=max_steps)
+        return Answer(z, stats.steps)
+
+    return solve
+
+
+DEFAULT: dict[str, Solve] = {"Anderson()": ours(solvers.Anderson())}
+SOLVERS: dict[str, Solve] = {
+    "Picard()": ours(solvers.Picard()),
+    "Anderson(5)": ours(solvers.Anderson(5)),
+    "Anderson(10)": ours(solvers.Anderson(10)),
+    "Anderson(20)": ours(solvers.Anderson(20)),
+    "Broyden(10)": ours(solvers.Broyden(10)),
+    "Broyden(20)": ours(solvers.Broyden(20)),
+}
+
+
+def forward(solve: Solve, problem: Problem, rtol: float) -> Callable[[], Answer]:
+    """Runs the compiled solve."""
+    run = jax.jit(lambda z0, params: solve(problem.f, z0, params, rtol))
+    return lambda: run(problem.z0, problem.params)
+
+
+def with_gradient(solve: Solve, problem: Problem, g: jax.Array, rtol: float) -> Callable[[], tuple[Answer, Any]]:
+    """Runs the compiled solve and the gradient of `sum(g * z)` by the parameters."""
+
+    def loss(params, z0):
+        answer = solve(problem.f, z0, params, rtol)
+        return (g * answer.z).sum(), answer
+
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
+
+    def run():
+        by_params, answer = gradient(problem.params, problem.z0)
+        return answer, by_params
+
+    return run
+
+
+def bare(problem: Problem) -> Callable[[], Any]:
+    """Runs one compiled evaluation of `f`: the unit of time."""
+    f = jax.jit(problem.f)
+    z = f(problem.z0, problem.params)
+    return lambda: f(z, problem.params)

@@ -1,0 +1,46 @@
+"""Times that can be compared: taken in turns, and given as ratios."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+SHORTEST = 0.02  # seconds a measurement; faster functions are called several times
+
+
+class Ratio(NamedTuple):
+    """A time in units of another."""
+
+    median: float  # of the ratios within each round
+    low: float  # their lower quartile
+    high: float  # their upper quartile
+    best: float  # shortest time over shortest time: what is left of a busy machine's noise is least
+
+
+def interleave(runs: dict[str, Callable[[], Any]], repetitions: int, shortest: float = SHORTEST) -> dict[str, Any]:
+    """Seconds a call, `[repetitions]` each: in every round each function has its turn.
+
+    Each is called once before, to compile and to warm up, and then to see how many calls make a
+    measurement of `shortest` seconds.
+    """
+    calls = {}
+    for name, run in runs.items():
+        measure(run, 1)
+        calls[name] = max(1, int(shortest / measure(run, 1)))
+    rounds = [{name: measure(run, calls[name]) for name, run in runs.items()} for _ in range(repetitions)]
+    return {name: np.array([times[name] for times in rounds]) for name in runs}
+
+
+def measure(run: Callable[[], Any], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        jax.block_until_ready(run())
+    return (time.perf_counter() - start) / calls
+
+
+def ratio(times: Any, base: Any) -> Ratio:
+    """Of two results of one `interleave`."""
+    low, median, high = np.quantile(times / base, [0.25, 0.5, 0.75])
+    return Ratio(float(median), float(low), float(high), float(times.min() / base.min()))

@@ -1,0 +1,22 @@
+"""The benchmarks run; their numbers are for a quiet machine."""
+
+import pytest
+
+from benchmarks import cases, run, table
+
+
+@pytest.mark.parametrize("name", ["step", "memory"])
+def test_a_case_runs(name, tmp_path):
+    out = tmp_path / "results.json"
+    results = run.main(run.Options(only=(name,), out=out, repetitions=1, tiny=True))
+    assert out.read_text()
+    assert {row["case"] for row in results["rows"]} == {name}
+    assert all(row["ratio"]["median"] > 0 for row in results["rows"])
+
+
+def test_tables_replace_the_ones_before():
+    row = cases.Row("step", "problem", "contender", None, 1.25)
+    setting = run.setting(run.Options())
+    once = table.insert(run.README.read_text(), setting, [row])
+    assert "| problem | contender | refused |" in once
+    assert table.insert(once, setting, [row]) == once
