@@ -11,7 +11,7 @@ def test_a_case_runs(name, tmp_path):
     results = run.main(run.Options(only=(name,), out=out, repetitions=1, tiny=True))
     assert out.read_text()
     assert {row["case"] for row in results["rows"]} == {name}
-    assert all(row["ratio"]["median"] > 0 for row in results["rows"])
+    assert all(row["ratio"] for row in results["rows"])
 
 
 def test_tables_replace_the_ones_before():
