@@ -105,6 +105,15 @@ def test_a_plateau_above_round_off_does_not():
     assert visit([0.5] + 20 * [0.75], rtol=0.0).stats.steps == 21
 
 
+def test_in_bfloat16_a_plateau_at_a_half_is_no_round_off():
+    """Transient growth of a non-normal map, for more steps than the patience."""
+    a = (0.5 * jnp.eye(12) + 1.2 * jnp.eye(12, k=1)).astype(jnp.bfloat16)
+    f = lambda z: a @ z + jnp.ones(12, jnp.bfloat16)
+    stats = fixed_point(f, jnp.full(12, 1e5, jnp.bfloat16), rtol=0.1, max_steps=300, trace=40).stats
+    assert jnp.sum(stats.trace > 0.4) > PATIENCE + 2
+    assert stats.converged
+
+
 def test_a_slow_descent_near_round_off_does_not():
     falling = [NOISE * EPS * 0.9**k for k in range(20)]
     assert visit(falling, rtol=0.0).stats.steps == 20
