@@ -1,0 +1,99 @@
+"""Layers of a DEQ-Transformer, with the conventions of PyTorch that its weights were made under."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxdeq._tree import wide
+from jaxdeq.models import _entries
+from jaxdeq.models._entries import Entry
+from jaxdeq.models._lm_config import DEQTransformerConfig
+from jaxdeq.nn import VariationalDropout, WeightNorm
+
+EPS = 1e-5  # of layer normalisation, as in PyTorch
+LONGEST = 10_000.0  # wavelength of positions, in units of 2 pi
+
+small = nnx.initializers.normal(0.01)
+_default = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's, bounded by fan_in^(-1/2)
+
+
+class Buffer(nnx.Variable):
+    """A constant that checkpoints hold."""
+
+
+def layer_norm(x: jax.Array) -> jax.Array:
+    """Mean 0 and variance 1 over the last axis; no scale, no offset. In float32 or better."""
+    y = wide(x)
+    y = y - jnp.mean(y, -1, keepdims=True)
+    return (y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + EPS)).astype(x.dtype)
+
+
+def linear(inputs: int, outputs: int, config: DEQTransformerConfig, rngs: nnx.Rngs, *, bias: bool = True) -> nnx.Linear:
+    """A linear layer that starts from N(0, 0.01) and zeros."""
+    return _linear(inputs, outputs, config, rngs, small, bias)
+
+
+def normalised_linear(
+    inputs: int, outputs: int, config: DEQTransformerConfig, rngs: nnx.Rngs, *, bias: bool = True
+) -> nnx.Linear | WeightNorm:
+    """A linear layer, weight-normalised if the configuration says so.
+
+    It then starts from PyTorch's default, not from N(0, 0.01): the reference draws that too, but
+    into a kernel that is computed anew from lengths and directions before each use.
+    """
+    if not config.weight_norm:
+        return linear(inputs, outputs, config, rngs, bias=bias)
+    return WeightNorm(_linear(inputs, outputs, config, rngs, _default, bias))
+
+
+def _linear(inputs, outputs, config, rngs, init, bias):
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=bias,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.dtype(config.param_dtype),
+        kernel_init=init,
+        rngs=rngs,
+    )
+
+
+def linear_entries(name: str, layer: nnx.Linear | WeightNorm, ndim: int = 2) -> list[Entry]:
+    """A linear layer, or in PyTorch a convolution of size 1, whose kernel has `ndim` = 3 axes."""
+    plain = layer.layer if isinstance(layer, WeightNorm) else layer
+    assert isinstance(plain, nnx.Linear)
+    ends = (1,) * (ndim - 2)
+    matrix = lambda name: Entry(
+        name, plain.kernel, lambda a: a.reshape(a.shape[:2]).T, lambda a: a.T.reshape(*a.T.shape, *ends)
+    )
+    if isinstance(layer, WeightNorm):
+        entries = [_entries.lengths(f"{name}.weight_g", layer.scale, ndim), matrix(f"{name}.weight_v")]
+    else:
+        entries = [matrix(f"{name}.weight")]
+    return entries if plain.bias is None else [*entries, _entries.same(f"{name}.bias", plain.bias)]
+
+
+def dropout(rate: float, rngs: nnx.Rngs, shared: tuple[int, ...] | None = None) -> VariationalDropout:
+    """Dropout whose mask is the same along the axes `shared`; without a random state where it does nothing."""
+    return VariationalDropout(rate, broadcast_dims=shared, rngs=rngs if rate else None)
+
+
+class Positions(nnx.Module):
+    """Sines, then cosines, of distances to the last position."""
+
+    def __init__(self, config: DEQTransformerConfig):
+        powers = np.arange(0, config.width, 2, dtype=np.float32) / np.float32(config.width)
+        frequencies = np.float32(1) / np.float32(LONGEST) ** powers
+        # The reference rounds them to float32, and keeps them in its checkpoints.
+        self.frequencies = Buffer(jnp.asarray(frequencies, jnp.dtype(config.param_dtype)))
+        self.dtype = config.state_dtype
+
+    def __call__(self, length: int) -> jax.Array:
+        """`[length, width]`, for the distances `length - 1, ..., 0`."""
+        distances = jnp.arange(length - 1, -1, -1, dtype=self.dtype)
+        angles = distances[:, None] * self.frequencies[...].astype(self.dtype)
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+    def torch_entries(self, name: str) -> list[Entry]:
+        return [_entries.same(f"{name}.inv_freq", self.frequencies)]

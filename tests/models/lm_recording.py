@@ -1,0 +1,301 @@
+"""Checks a `DEQTransformerLM` against everything that was recorded of the PyTorch code."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxdeq import solvers
+from jaxdeq._regularizers import mean_square
+from jaxdeq.models.checkpoint import load_torch_state_dict
+from jaxdeq.models.transformer import DEQTransformerConfig, DEQTransformerLM, Memory
+from jaxdeq.nn import WeightNorm
+from tests.models.recording import Recording
+
+LOOSE = 0.2  # losses after a loose solve: nats
+
+
+class Precision(SimpleNamespace):
+    """One of the two runs that were recorded, and how closely it has to be met."""
+
+    def layer(self, got, want):
+        np.testing.assert_allclose(got, want, rtol=0, atol=self.layer_atol)
+
+    def equilibrium(self, got, want):
+        np.testing.assert_allclose(got, want, rtol=0, atol=self.equilibrium_atol)
+
+    def gradient(self, got, want, name=""):
+        scale = max(np.abs(want).max(initial=0), self.smallest)
+        np.testing.assert_allclose(got, want, rtol=0, atol=self.gradient_rtol * scale, err_msg=name)
+
+
+DOUBLE = Precision(
+    name="f64", dtype="float64", solve=1e-13, layer_atol=1e-9, equilibrium_atol=1e-8, gradient_rtol=1e-7, smallest=1e-6
+)
+SINGLE = Precision(
+    name="f32", dtype="float32", solve=1e-6, layer_atol=2e-5, equilibrium_atol=1e-4, gradient_rtol=1e-3, smallest=1e-3
+)
+
+
+def check(recording: Recording) -> None:
+    """Compares every array in the file."""
+    for precision in (DOUBLE, SINGLE):
+        with jax.enable_x64(precision.name == "f64"):
+            model = build(recording, precision)
+            case = Case(recording, model, precision)
+            case.evaluation()
+            case.training()
+            if precision.name == "f64":
+                case.penalty_gradient()
+                case.dropout()
+
+
+def build(recording: Recording, precision: Precision) -> DEQTransformerLM:
+    """The recorded model, with tight solves."""
+    c = recording.config
+    config = DEQTransformerConfig(
+        vocab=c["n_token"],
+        width=c["d_model"],
+        heads=c["n_head"],
+        inner=c["d_inner"],
+        embed=c["d_embed"],
+        cutoffs=tuple(c["cutoffs"]),
+        divisor=c["div_val"],
+        tie_tables=c["tie_weights"],
+        tie_projections=tuple(c["tie_projs"]) if c["div_val"] > 1 or c["d_embed"] != c["d_model"] else (),
+        pre_norm=c["pre_lnorm"],
+        weight_norm=c["wnorm"],
+        window=c["local_size"] or 1000,
+        memory=c["mem_len"],
+        solver=solvers.Anderson(history=6),
+        rtol=precision.solve,
+        max_steps=300,
+        dtype=precision.dtype,
+        param_dtype=precision.dtype,
+    )
+    assert c["n_head"] * c["d_head"] == c["d_model"]
+    model = DEQTransformerLM(config, rngs=nnx.Rngs(0))
+    load_torch_state_dict(model, recording.under("sd/"))
+    return model
+
+
+class Case:
+    """One model in one precision; layouts here are `[batch, length, features]`."""
+
+    def __init__(self, recording: Recording, model: DEQTransformerLM, precision: Precision):
+        self.recording, self.model, self.precision = recording, model, precision
+        self.config = recording.config
+        self.segments = [{name: tokens(recording[f"in/seg{n}_{name}"]) for name in ("data", "target")} for n in (1, 2)]
+        self.memory = Memory(self.read("mem/z", "mbd"), self.read("mem/u", "mbd"), jnp.int32(len(self["mem/z"])))
+        self.ztest = jnp.asarray(recording["in/ztest"], precision.dtype).transpose(0, 2, 1)
+        self.probe = jnp.asarray(recording["in/jac_probe"], precision.dtype).transpose(0, 2, 1)
+
+    def __getitem__(self, name):
+        return self.recording[f"{self.precision.name}/{name}"]
+
+    def read(self, name, layout="bdl"):
+        """A recorded array as `[batch, length, features]`."""
+        return jnp.asarray(self[name].transpose([layout.index("b"), *turn(layout)]))
+
+    def near(self, name):
+        """Where to start: the layer may have several equilibria, and from zeros any solver finds its own."""
+        return jnp.round(self.read(name), 2)
+
+    def evaluation(self):
+        self.model.eval()
+        for name, layer in self.normalised():
+            self.precision.layer(layer.kernel().T, self.recording[f"eff/{name}.weight"].reshape(layer.kernel().T.shape))
+        graphdef, state = nnx.split(self.model)
+        found = jax.jit(lambda state: self.evaluate(nnx.merge(graphdef, state)))(state)
+        same, close = self.precision.layer, self.precision.equilibrium
+        same(found["words"], self["emb/seg2_word_emb"])
+        same(found["attention"], self.read("f/attn_out"))
+        same(found["out"], self.read("f/out"))
+        for n in (1, 2):
+            close(found[f"us{n}"], self.read(f"eval/seg{n}_us"))  # its left part is memory
+            same(found[f"positions{n}"], self[f"eval/seg{n}_pos_emb"][0].T)
+        for steps, name in ((2, "train_step_gt0_n2"), (4, "train_step_eq0_n4")):
+            close(self.by_cluster(found[f"unrolled{steps}"], 1), self[f"eval/unrolled_loss_seg1_{name}"])
+        self.solves()
+        self.spectrum(found["jacobian"])
+
+    def evaluate(self, model):
+        """All that is compared in evaluation mode and needs no solve, in one compiled program."""
+        one, two = self.segments
+        (u, _, first), context = model._inject(one["data"], None), model._inject(two["data"], self.memory)
+        unrolled = lambda steps: model(one["data"], targets=one["target"], unroll=steps).losses
+        f = model.bind(two["data"], memory=self.memory)
+        return {
+            "words": model.embedding(two["data"]),
+            "us1": u,
+            "us2": jnp.concatenate([self.memory.u, context[0]], axis=1),
+            "positions1": first,
+            "positions2": context[2],
+            "attention": model.deq.cell.attention(self.ztest, *context),
+            "out": f(self.ztest),
+            "unrolled2": unrolled(2),
+            "unrolled4": unrolled(4),
+            "jacobian": blocks(f, self.read("eval/seg2_zstar")),
+        }
+
+    def solves(self):
+        """Both segments, the second with the memory that the first one leaves."""
+        graphdef, state = nnx.split(self.model)
+        close = self.precision.equilibrium
+
+        @jax.jit
+        def solve(data, target, memory, **settings):
+            return nnx.merge(graphdef, state)(data, targets=target, memory=memory, **settings)
+
+        memory = self.model.empty_memory(len(self.ztest))
+        loose = solve(*self.segments[0].values(), memory, z0=jnp.zeros_like(self.ztest), rtol=1e-3, max_steps=30)
+        for name in ("broyden30", "anderson30"):  # the reference's own loose solves, from zeros too
+            recorded = self[f"eval/default_{name}_loss_seg1"]
+            np.testing.assert_allclose(self.by_cluster(loose.losses, 1), recorded, atol=LOOSE)
+        tight = {"rtol": self.precision.solve, "max_steps": 300}
+        for n, after in ((1, ""), (2, "_after_seg2")):
+            out = solve(*self.segments[n - 1].values(), memory, z0=self.near(f"eval/seg{n}_zstar"), **tight)
+            assert self[f"eval/seg{n}_rel_residual"] <= 2e-6
+            assert out.stats.converged.all()
+            close(out.z, self.read(f"eval/seg{n}_zstar"))
+            close(out.losses.T, self[f"eval/seg{n}_nll_tokenorder"])
+            close(self.by_cluster(out.losses, n), self[f"eval/seg{n}_loss_reforder"])
+            memory = out.memory
+            assert memory.length == len(self[f"mem/z{after}"])
+            close(memory.z[:, -memory.length :], self.read(f"mem/z{after}", "mbd"))
+            close(memory.u[:, -memory.length :], self.read(f"mem/u{after}", "mbd"))
+
+    def normalised(self):
+        """The weight-normalised layers under their recorded names."""
+        cell = self.model.deq.cell
+        attention = {"qkv_net": "inputs", "r_net": "distances", "o_net": "output"}
+        layers = {f"func.dec_attn.{name}": getattr(cell.attention, mine) for name, mine in attention.items()}
+        layers |= {"func.pos_ff.ff1_net": cell.feed_forward.widen, "func.pos_ff.ff2_net": cell.feed_forward.narrow}
+        return [(name, layer) for name, layer in layers.items() if isinstance(layer, WeightNorm)]
+
+    def by_cluster(self, losses, n):
+        """Losses in the reference's order: by cluster, in each by position, then by sequence."""
+        target = self.recording[f"in/seg{n}_target"].ravel()
+        cluster = np.searchsorted(self.config["cutoffs"], target, side="right")
+        return np.asarray(losses.T).ravel()[np.argsort(cluster, kind="stable")].reshape(losses.T.shape)
+
+    def spectrum(self, jacobian):
+        """The reference's power method, and in double precision the true eigenvalues."""
+        jacobian, single = np.asarray(jacobian, np.float64), self.precision.name == "f32"
+        eigenvalues = np.linalg.eigvals(jacobian)
+        top = np.take_along_axis(eigenvalues, np.abs(eigenvalues).argmax(-1)[:, None], -1)[:, 0]
+        complex_top = np.abs(top.imag) > 1e-9
+        v = self.recording["in/power_v0"].transpose(0, 2, 1).reshape(len(jacobian), -1).astype(np.float64)
+        for n in (5, 150):
+            got, want = power_method(jacobian, v, n), self[f"eval/power_sradius_{n}"][:, 0]
+            # In a plane that rotates, round-off turns the vector further with each step.
+            lasting = ~complex_top if single and n > 5 else np.ones_like(complex_top)
+            np.testing.assert_allclose(got[lasting], want[lasting], rtol=1e-3 if single else 1e-6)
+        if not single:
+            np.testing.assert_allclose(np.abs(top), self["eval/eig_sradius"], rtol=1e-7)
+            np.testing.assert_array_equal(complex_top, self["eval/eig_top_is_complex"])
+            np.testing.assert_allclose(np.square(jacobian).sum((1, 2)), self["eval/jac_fro2"], rtol=1e-7)
+
+    def training(self):
+        self.model.train()
+        graphdef, params, rest = nnx.split(self.model, nnx.Param, ...)
+        z0, two = self.near("train/zstar"), self.segments[1]
+
+        def loss(params, shift):
+            model = nnx.merge(graphdef, params, rest, copy=True)
+            f = model.bind(two["data"], memory=self.memory)
+            model.deq.cell = Shifted(model.deq.cell, shift)
+            out = model(two["data"], targets=two["target"], memory=self.memory, z0=z0)
+            penalty = mean_square(f, out.z, self.probe[None], "vjp")
+            return jnp.mean(out.losses), (out.z, penalty)
+
+        gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+        (value, (z, penalty)), (grads, backward) = gradient(params, jnp.zeros_like(z0))
+        close, name = self.precision.equilibrium, self.precision.name
+        close(value, self["train/loss"])
+        close(z, self.read("train/zstar"))
+        np.testing.assert_allclose(penalty, self["train/jac_loss"], rtol=1e-4 if name == "f32" else 1e-9)
+        assert self["train/jac_vecs"] == 1
+        self.precision.gradient(backward, self.read("train/u"), "u")
+        self.compare_gradients(nnx.merge(graphdef, grads, rest, copy=True), "train/grad")
+
+    def penalty_gradient(self):
+        self.model.train()
+        graphdef, params, rest = nnx.split(self.model, nnx.Param, ...)
+        z = self.read("train/zstar")
+
+        def penalty(params):
+            model = nnx.merge(graphdef, params, rest, copy=True)
+            f = model.bind(self.segments[1]["data"], memory=self.memory)
+            return mean_square(f, z, self.probe[None], "vjp")
+
+        grads = jax.jit(jax.grad(penalty))(params)
+        self.compare_gradients(nnx.merge(graphdef, grads, rest, copy=True), "train/jac_grad")
+
+    def compare_gradients(self, model, prefix):
+        """`model` holds gradients. What it shares was recorded apart for each use, or only once."""
+        wanted = {}
+        for entry in model.torch_entries():
+            name = f"{self.precision.name}/{prefix}/{entry.name}"
+            if isinstance(entry.variable, nnx.Param):
+                entries, total = wanted.get(id(entry.variable), ([], np.zeros(entry.variable.shape)))
+                if name in self.recording:
+                    total = total + entry.to_jax(self.recording[name])
+                wanted[id(entry.variable)] = ([*entries, entry], total)
+        for entries, want in wanted.values():
+            names = ", ".join(entry.name for entry in entries)
+            self.precision.gradient(np.asarray(entries[0].variable.get_value()), want, names)
+
+    def dropout(self):
+        """The layer with the recorded masks."""
+        masks = self.recording.under("dropout/mask_")
+        if not masks:
+            return
+        self.model.train()
+        cell = self.model.deq.cell
+        cell.attention.drop_weights = lambda x: x * masks["attn_prob"]
+        cell.attention.drop_output = lambda x: x * masks["attn_out"].transpose(0, 2, 1)
+        cell.feed_forward.drop_inner = lambda x: x * masks["ff_hidden"]
+        cell.feed_forward.drop_output = lambda x: x * masks["ff_out"]
+        self.model.drop_positions = lambda x: x * masks["pos"][0].T
+        out = cell(self.ztest, *self.model._inject(self.segments[1]["data"], self.memory))
+        want = self.recording["dropout/out"].transpose(0, 2, 1)
+        self.precision.layer(out, want)
+
+
+class Shifted(nnx.Module):
+    """A cell plus a shift: the gradient for that is the solution of the backward equation."""
+
+    def __init__(self, cell, shift):
+        self.cell, self.shift = cell, nnx.Variable(shift)
+
+    def __call__(self, z, *context):
+        return self.cell(z, *context) + self.shift[...]
+
+
+def tokens(array):
+    """`[length, batch]` to `[batch, length]`."""
+    return jnp.asarray(array.T, jnp.int32)
+
+
+def turn(layout):
+    """Where length and features are in `bdl` or, of memories, `mbd`."""
+    return [layout.index("l"), layout.index("d")] if "l" in layout else [layout.index("m"), layout.index("d")]
+
+
+def blocks(f, z):
+    """The Jacobian of each sequence, `[batch, D, D]`."""
+    batch = len(z)
+    jacobian = jax.jacfwd(f)(z).reshape(batch, z[0].size, batch, z[0].size)
+    return jacobian[jnp.arange(batch), :, jnp.arange(batch)]
+
+
+def power_method(jacobian, v, steps):
+    """The absolute Rayleigh quotient after so many products from the left."""
+    for _ in range(steps):
+        product = np.einsum("bi,bij->bj", v, jacobian)
+        value = np.sum(product * v, -1) / np.sum(v * v, -1)
+        v = product / np.linalg.norm(product, axis=-1, keepdims=True)
+    return np.abs(value)
