@@ -66,9 +66,10 @@ class Session:
         warmup = model == WARMUP
         for epoch in epochs:
             began, history = time.perf_counter(), []
-            for batch in demo_train.batches(self.config, self.train, epoch):
+            coins = demo_train.penalised_steps(self.config, epoch, frequency)
+            for batch, coin in zip(demo_train.batches(self.config, self.train, epoch), coins, strict=True):
                 training, metrics = demo_train.step(
-                    self.config, self.graphdef, training, batch, frequency, warmup=warmup
+                    self.config, self.graphdef, training, batch, warmup=warmup, penalised=bool(coin)
                 )
                 history.append(Metrics(*map(float, metrics)))
                 self.show(model, epoch, history)

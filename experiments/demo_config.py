@@ -15,7 +15,7 @@ class Config:
     work: Path = field(default=Path("work/demo"), compare=False)  # folder for the metrics and the picture
     seed: int = 0  # for the initial weights and every random draw
     warmup: int = 4  # epochs that apply the cell a few times instead of solving
-    epochs: int = 4  # epochs through the equilibrium, for each of the two models
+    epochs: int = 6  # epochs through the equilibrium, for each of the two models
     compare: bool = True  # whether to train the second model, without the penalty
     penalty: float = 3.0  # weight of the Jacobian penalty in the loss
     frequency: float = 0.3  # share of the training steps that add the penalty

@@ -72,38 +72,44 @@ def batches(config: Config, data: Images, epoch: int) -> Iterator[Images]:
         yield Images(data.images[chosen], data.labels[chosen])
 
 
-@partial(jax.jit, static_argnames=("config", "graphdef", "warmup"))
+def penalised_steps(config: Config, epoch: int, frequency: float) -> np.ndarray:
+    """Which of an epoch's steps add the penalty: two compiled steps, so that only these pay for it.
+
+    A `lax.cond` in one compiled step would do the same; XLA's CPU backend, however, is slow with
+    the transposed convolutions of a gradient inside a branch.
+    """
+    return np.random.default_rng((config.seed, epoch, 1)).random(steps_per_epoch(config)) < frequency
+
+
+@partial(jax.jit, static_argnames=("config", "graphdef", "warmup", "penalised"))
 def step(
-    config: Config, graphdef: nnx.GraphDef, training: Training, batch: Images, frequency: float, *, warmup: bool
+    config: Config, graphdef: nnx.GraphDef, training: Training, batch: Images, *, warmup: bool, penalised: bool
 ) -> tuple[Training, Metrics]:
     """One step of training. The gradient with respect to `tap` tells how the backward solve went."""
     key = jax.random.fold_in(jax.random.key(config.seed), training.step)
     tap = jaxdeq.BackwardStats.empty()
-    objective = partial(warmup_loss if warmup else loss, config, graphdef)
-    differentiate = jax.grad(objective, argnums=(0, 1), has_aux=True)
-    (grads, backward), metrics = differentiate(training.params, tap, batch, key, frequency)
+    objective = partial(warmup_loss, config) if warmup else partial(loss, config, penalised)
+    differentiate = jax.grad(partial(objective, graphdef), argnums=(0, 1), has_aux=True)
+    (grads, backward), metrics = differentiate(training.params, tap, batch, key)
     updates, moments = optimizer(config).update(grads, training.moments, training.params)
     params = optax.apply_updates(training.params, updates)
     metrics = metrics._replace(backward_steps=backward.steps, backward_residual=backward.residual)
     return Training(params, moments, training.step + 1), metrics
 
 
-def loss(config, graphdef, params, tap, batch, key, frequency):
-    """Cross-entropy at the equilibrium; in a share of the steps, plus the Jacobian penalty."""
+def loss(config, penalised, graphdef, params, tap, batch, key):
+    """Cross-entropy at the equilibrium, and the Jacobian penalty if this step adds it."""
     model = nnx.merge(graphdef, params)
-    flip_key, dropout_key, coin_key, probe_key = jax.random.split(key, 4)
+    flip_key, dropout_key, probe_key = jax.random.split(key, 3)
     x = model.inject(flip(flip_key, batch.images))
-    z, stats, _ = model.deq(x, tap=tap)
+    z, stats, penalty = model.deq(x, tap=tap, key=probe_key if penalised else None)
     entropy, accuracy = score(config, model.classify(z, dropout_key), batch.labels)
-    coin = jax.random.bernoulli(coin_key, frequency)
-    jacobian = lambda: jaxdeq.jacobian_penalty(model.deq.bind(x), z, probe_key)
-    penalty = jax.lax.cond(coin, jacobian, lambda: jnp.float32(0))  # paid for only where it is used
-    shown = jnp.where(coin, penalty, jnp.nan)
+    shown = penalty if penalised else jnp.float32(jnp.nan)
     metrics = Metrics(entropy, accuracy, shown, stats.steps, stats.residual, tap.steps, tap.residual)
-    return entropy + config.penalty * penalty, metrics
+    return entropy + (config.penalty * penalty if penalised else 0.0), metrics
 
 
-def warmup_loss(config, graphdef, params, tap, batch, key, frequency):
+def warmup_loss(config, graphdef, params, tap, batch, key):
     """Cross-entropy after a few applications of the cell."""
     flip_key, dropout_key = jax.random.split(key)
     model = nnx.merge(graphdef, params)

@@ -10,12 +10,10 @@ import jax
 import numpy as np
 import pytest
 import tyro
-from jax import lax
 
 from experiments import demo_train
 from experiments.demo import main, table
 from experiments.demo_config import Config
-from experiments.demo_model import patches
 
 ROOT = Path(__file__).parents[2]
 TINY = Config(
@@ -131,10 +129,3 @@ def test_wrong_settings_are_refused_on_the_command_line(capsys):
     with pytest.raises(SystemExit):
         tyro.cli(Config, args=["--epochs", "0"])
     assert "epochs must be at least 1" in capsys.readouterr().err
-
-
-def test_patches_make_a_linear_layer_a_convolution():
-    x = jax.random.normal(jax.random.key(0), (2, 5, 6, 3))
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
-    expected = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    np.testing.assert_allclose(patches(x) @ kernel.reshape(27, 4), expected, atol=1e-5)
