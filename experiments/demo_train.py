@@ -100,8 +100,8 @@ def step(
 def loss(config, penalised, graphdef, params, tap, batch, key):
     """Cross-entropy at the equilibrium, and the Jacobian penalty if this step adds it."""
     model = nnx.merge(graphdef, params)
-    flip_key, dropout_key, probe_key = jax.random.split(key, 3)
-    x = model.inject(flip(flip_key, batch.images))
+    image_key, dropout_key, probe_key = jax.random.split(key, 3)
+    x = model.inject(augment(image_key, batch.images))
     z, stats, penalty = model.deq(x, tap=tap, key=probe_key if penalised else None)
     entropy, accuracy = score(config, model.classify(z, dropout_key), batch.labels)
     shown = penalty if penalised else jnp.float32(jnp.nan)
@@ -111,9 +111,9 @@ def loss(config, penalised, graphdef, params, tap, batch, key):
 
 def warmup_loss(config, graphdef, params, tap, batch, key):
     """Cross-entropy after a few applications of the cell."""
-    flip_key, dropout_key = jax.random.split(key)
+    image_key, dropout_key = jax.random.split(key)
     model = nnx.merge(graphdef, params)
-    logits = model.unrolled(flip(flip_key, batch.images), config.unroll, dropout_key)
+    logits = model.unrolled(augment(image_key, batch.images), config.unroll, dropout_key)
     entropy, accuracy = score(config, logits, batch.labels)
     nan = jnp.float32(jnp.nan)
     return entropy, Metrics(entropy, accuracy, nan, jnp.int32(config.unroll), nan, tap.steps, nan)
@@ -125,10 +125,15 @@ def score(config, logits, labels):
     return entropy, jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 
 
-def flip(key, images):
-    """Mirrors half of the images."""
-    coin = jax.random.bernoulli(key, 0.5, (len(images), 1, 1))
-    return jnp.where(coin, images[:, :, ::-1], images)
+def augment(key, images):
+    """Mirrors half of the images, and shifts each by up to one pixel."""
+    mirror_key, shift_key = jax.random.split(key)
+    count, *size = images.shape
+    coin = jax.random.bernoulli(mirror_key, 0.5, (count, 1, 1))
+    images = jnp.where(coin, images[:, :, ::-1], images)
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1)))
+    corner = jax.random.randint(shift_key, (count, 2), 0, 3)
+    return jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, corner, size))(padded, corner)
 
 
 @partial(jax.jit, static_argnames="graphdef")

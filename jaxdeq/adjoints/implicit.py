@@ -49,9 +49,7 @@ class Implicit:
         if self.max_steps is not None:
             check.count("max_steps", self.max_steps)
 
-    def solve(
-        self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None
-    ) -> Solution:
+    def solve(self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None) -> Solution:
         solver = problem.solver if self.solver is None else self.solver
 
         def pullback(apply, params, z, g, limits):

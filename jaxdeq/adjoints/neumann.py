@@ -40,9 +40,7 @@ class Neumann:
         check.count("terms", self.terms)
         check.fraction("damping", self.damping)
 
-    def solve(
-        self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None
-    ) -> Solution:
+    def solve(self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None) -> Solution:
         def pullback(apply, params, z, g, limits):
             _, vjp = jax.vjp(apply, params, z)
             start = jax.tree.map(lambda x: self.damping * x, g)

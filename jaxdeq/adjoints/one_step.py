@@ -22,9 +22,7 @@ class OneStep:
       Bolte, Pauwels & Vaiter, "One-step differentiation of iterative algorithms", 2023.
     """
 
-    def solve(
-        self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None
-    ) -> Solution:
+    def solve(self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None) -> Solution:
         def pullback(apply, params, z, g, limits):
             _, vjp = jax.vjp(lambda params: apply(params, z), params)
             return vjp(g)[0], None

@@ -40,9 +40,7 @@ class Phantom:
         check.count("steps", self.steps)
         check.fraction("damping", self.damping)
 
-    def solve(
-        self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None
-    ) -> Solution:
+    def solve(self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None) -> Solution:
         def pullback(apply, params, z, g, limits):
             def unrolled(params):
                 def step(z, _):

@@ -40,9 +40,7 @@ class Unrolled:
         check.count("length", self.length)
         check.count("segment", self.segment)
 
-    def solve(
-        self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None
-    ) -> Solution:
+    def solve(self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None) -> Solution:
         limits = limits._replace(max_steps=jnp.minimum(jnp.asarray(limits.max_steps, jnp.int32), self.length))
         f = Map(lambda z: problem.f(operands, z), problem.batch)
         advance = lambda p: loop.step(problem.solver, f, limits, p)

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdeq._tree import wide
 from jaxdeq.models._entries import Entry
 from jaxdeq.models._mdeq_config import Branch, MDEQConfig
-from jaxdeq.models._mdeq_layers import ConvNorm, conv, conv_entries, linear, linear_entries, resize_bilinear, wide
+from jaxdeq.models._mdeq_layers import ConvNorm, conv, conv_entries, linear, linear_entries, resize_bilinear
 
 WIDENING = 4  # of a bottleneck: outputs for each channel inside
 

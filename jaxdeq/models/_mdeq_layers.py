@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxdeq._tree import wide, wide_dtype
 from jaxdeq.models import _entries
 from jaxdeq.models._entries import Entry
 from jaxdeq.models._mdeq_config import MDEQConfig
@@ -16,11 +17,6 @@ EPS = 1e-5  # of all normalisations, as in PyTorch
 
 _small = nnx.initializers.normal(0.01)
 _default = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's, bounded by fan_in^(-1/2)
-
-
-def wide(x: jax.Array) -> jax.Array:
-    """In float32 or better."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def conv(
@@ -63,7 +59,7 @@ def linear(inputs: int, outputs: int, config: MDEQConfig, rngs: nnx.Rngs) -> nnx
     return nnx.Linear(
         inputs,
         outputs,
-        dtype=jnp.promote_types(config.dtype, jnp.float32),
+        dtype=wide_dtype(config.dtype),
         param_dtype=jnp.dtype(config.param_dtype),
         kernel_init=_default,
         bias_init=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),

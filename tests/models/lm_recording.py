@@ -69,7 +69,7 @@ def build(recording: Recording, precision: Precision) -> DEQTransformerLM:
         weight_norm=c["wnorm"],
         window=c["local_size"] or 1000,
         memory=c["mem_len"],
-        solver=solvers.Anderson(history=6),
+        solver=solvers.Anderson(history=3),  # a short one compiles faster
         rtol=precision.solve,
         max_steps=300,
         dtype=precision.dtype,

@@ -1,6 +1,7 @@
 """Broyden's method against its textbook form, and what its memory and line search promise."""
 
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +23,10 @@ def f(z):
     return jnp.asarray(MATRIX, z.dtype) @ jnp.tanh(z) + jnp.asarray(SHIFT, z.dtype)
 
 
-def iterates(solver, steps, f=f, z0=None):
+def iterates(solver, steps, f=f, z0=(0.0,) * 6):
     """The states after each step, in float64."""
     with jax.enable_x64(True):
-        z0 = jnp.zeros(6) if z0 is None else z0
-        state = solver.init(Map(f), z0)
+        state = solver.init(Map(f), jnp.asarray(z0))
         step = jax.jit(lambda state: solver.step(Map(f), state))
         states = []
         for _ in range(steps):
@@ -63,7 +63,7 @@ def test_secant_equation_once_the_memory_is_full(history):
     """After each step the newest pair is reproduced, however many have left."""
     solver = Broyden(history=history)
     states = iterates(solver, 4 * history + 3)
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in pairwise(states):
         s = after.z - before.z
         y = after.fz - after.z - (before.fz - before.z)
         np.testing.assert_allclose(inverse_times(solver, after, y), s, rtol=1e-6, atol=1e-9 * np.abs(s).max())
@@ -81,12 +81,11 @@ def test_keeps_working_once_the_memory_is_full(name):
 def test_more_history_takes_fewer_steps():
     p = PROBLEMS["linear 0.99"]
     solve = lambda h: fixed_point(p.f, p.z0, *p.args, solver=Broyden(h), rtol=1e-5, max_steps=2000).stats.steps
-    few, some, all_of_them = map(int, (solve(4), solve(12), solve(40)))
-    assert few > some > all_of_them
-    assert all_of_them <= 2 * 17 + 1  # Gay: a linear map in n unknowns takes 2 n steps
+    assert solve(3) > solve(8) > solve(16)
 
 
 def test_twice_as_many_steps_as_unknowns():
+    """On a linear map, as Gay showed, if all pairs are kept."""
     with jax.enable_x64(True):
         rate, x = jnp.array([-3.0, -5.0, 0.9, 0.5]), jnp.ones(4)
         z, stats = fixed_point(lambda z: rate * z + x, x, solver=Broyden(), rtol=1e-12)
@@ -129,12 +128,12 @@ def test_line_search_backs_away_from_where_f_is_not_finite():
 
 def test_line_search_lowers_the_residual():
     """At every accepted point but those after a shortest step; a refused trial leaves `z` where it is."""
-    states = iterates(Broyden(line_search=True), 20, arctan, jnp.array([8.0, 1.4]))
+    states = iterates(Broyden(line_search=True), 14, arctan, (8.0, 1.4))
     norms = [np.linalg.norm(s.fz - s.z) for s in states]
     assert norms[-1] < 1e-8
     refused = [s.search.length < 1 for s in states]
     assert any(refused)
-    for before, after, refusal in zip(states, states[1:], refused[1:], strict=False):
+    for (before, after), refusal in zip(pairwise(states), refused[1:], strict=True):
         if refusal:
             np.testing.assert_array_equal(after.z, before.z)
             assert after.search.length == before.search.length / 2
@@ -154,14 +153,14 @@ def test_line_search_evaluates_f_once_a_step():
     jax.effects_barrier()
     assert stats.converged
     assert len(seen) == stats.steps
-    np.testing.assert_array_equal(seen[0], [8.0, 1.4])
+    np.testing.assert_array_equal(seen[0], np.float32([8.0, 1.4]))
     call = jax.jit(lambda w: fixed_point(lambda z: jnp.tanh(z @ w), jnp.ones((2, 3)), solver=Broyden(2, True)).z)
     assert call.lower(jnp.eye(3)).as_text().count("stablehlo.dot_general") == 1
 
 
 def test_a_failed_trial_leaves_no_trace():
     """Neither the placeholder before the first step nor a trial that is not finite is learnt from."""
-    states = iterates(Broyden(history=3, line_search=True), 3, logarithm, jnp.array([9.0]))
+    states = iterates(Broyden(history=3, line_search=True), 3, logarithm, (9.0,))
     first, refused = states[0], states[1]
     assert not np.any(first.dz)
     assert not np.any(first.matrix)
