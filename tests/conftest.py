@@ -4,9 +4,7 @@ import os
 
 # Before jax starts: it reads both once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
-)
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"])
 
 import hypothesis
 import jax
@@ -20,9 +18,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Before the first `import jaxdeq`: its signatures are checked at every call, shapes too.
 jaxtyping.install_import_hook("jaxdeq", f"{tests.typechecker.__name__}.typechecker")
 
-hypothesis.settings.register_profile(
-    "house", database=None, deadline=None, derandomize=True, max_examples=25
-)
+hypothesis.settings.register_profile("house", database=None, deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("house")
 
 
