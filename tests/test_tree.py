@@ -1,10 +1,12 @@
 """The algebra of `_tree` against numpy in float64."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdeq import _tree as tree
@@ -41,8 +43,8 @@ def long(x, batch=0):
     """The tree as real vectors `[*batch, n]` in float64."""
     parts = []
     for a in jax.tree.leaves(x):
-        a = np.asarray(a.astype(jnp.complex64 if jnp.iscomplexobj(a) else jnp.float32))
-        flat = a.reshape(*a.shape[:batch], -1).astype(complex)
+        wide = np.asarray(a).astype(complex if a.dtype == jnp.complex64 else float)
+        flat = wide.reshape(*a.shape[:batch], math.prod(a.shape[batch:])).astype(complex)
         parts += [flat.real, flat.imag]
     return np.concatenate(parts, axis=-1)
 
@@ -55,15 +57,16 @@ def close(have, want, tolerance):
     np.testing.assert_allclose(have, want, rtol=tolerance, atol=tolerance * (1 + np.max(np.abs(want), initial=0)))
 
 
+@settings(max_examples=12)
 @given(trees, seeds, st.sampled_from([(), (3,), (1,)]))
 def test_dot_and_norm(spec, seed, batch):
     x, y = draw(spec, seed, batch), draw(spec, seed + 1, batch)
     b = len(batch)
-    have = tree.dot(x, y, b)
+    have, norm = jax.jit(lambda x, y: (tree.dot(x, y, b), tree.norm(x, b)))(x, y)
     assert (have.dtype, have.shape) == (jnp.float32, batch)
     # Sums in float32, whatever the leaves: no more than its round-off is lost.
     np.testing.assert_allclose(have, np.sum(long(x, b) * long(y, b), -1), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(tree.norm(x, b), np.linalg.norm(long(x, b), axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(norm, np.linalg.norm(long(x, b), axis=-1), rtol=1e-5)
 
 
 @given(trees, seeds, st.floats(-2, 2), st.booleans())
@@ -89,17 +92,23 @@ def test_weights_and_conditions_one_a_problem(spec, seed):
     )
 
 
+@settings(max_examples=12)
 @given(trees, seeds, st.sampled_from([(), (2,)]))
 def test_stacks(spec, seed, batch):
     vectors = [draw(spec, seed + i, batch) for i in range(3)]
-    stacked = tree.zeros(vectors[0], 3)
-    np.testing.assert_array_equal(long(stacked), 0)
-    for i, v in enumerate(vectors):
-        stacked = tree.put(stacked, jnp.int32(i), v)
+
+    @jax.jit
+    def run(vectors, weights):
+        empty = stacked = tree.zeros(vectors[0], 3)
+        for i, v in enumerate(vectors):
+            stacked = tree.put(stacked, jnp.int32(i), v)
+        return empty, tree.mix(weights, stacked), tree.dot(stacked, vectors[1], len(batch) + 1)
+
     weights = np.array([0.5, -1.5, 2.0]).reshape(3, *(1,) * len(batch)) * np.ones((3, *batch))
     want = sum(weights[i][..., None] * long(v, len(batch)) for i, v in enumerate(vectors))
-    close(long(tree.mix(jnp.asarray(weights, jnp.float32), stacked), len(batch)), want, 8 * slack(stacked))
-    have = tree.dot(stacked, vectors[1], len(batch) + 1)
+    empty, mixed, have = run(vectors, jnp.asarray(weights, jnp.float32))
+    np.testing.assert_array_equal(long(empty), 0)
+    close(long(mixed, len(batch)), want, 8 * slack(mixed))
     assert have.shape == (3, *batch)
     want = np.stack([np.sum(long(v, len(batch)) * long(vectors[1], len(batch)), -1) for v in vectors])
     np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5)
