@@ -14,7 +14,7 @@ from jaxdeq.models.transformer import DEQTransformerConfig, DEQTransformerLM, Me
 from jaxdeq.nn import WeightNorm
 from tests.models.recording import Recording
 
-LOOSE = 0.2  # losses after a loose solve: nats
+LOOSE = 0.2  # nats, between losses after a tight solve and after the reference's own loose ones
 
 
 class Precision(SimpleNamespace):
@@ -146,22 +146,21 @@ class Case:
         close = self.precision.equilibrium
 
         @jax.jit
-        def solve(data, target, memory, **settings):
-            return nnx.merge(graphdef, state)(data, targets=target, memory=memory, **settings)
+        def solve(data, target, memory, z0):
+            return nnx.merge(graphdef, state)(data, targets=target, memory=memory, z0=z0)
 
         memory = self.model.empty_memory(len(self.ztest))
-        loose = solve(*self.segments[0].values(), memory, z0=jnp.zeros_like(self.ztest), rtol=1e-3, max_steps=30)
-        for name in ("broyden30", "anderson30"):  # the reference's own loose solves, from zeros too
-            recorded = self[f"eval/default_{name}_loss_seg1"]
-            np.testing.assert_allclose(self.by_cluster(loose.losses, 1), recorded, atol=LOOSE)
-        tight = {"rtol": self.precision.solve, "max_steps": 300}
         for n, after in ((1, ""), (2, "_after_seg2")):
-            out = solve(*self.segments[n - 1].values(), memory, z0=self.near(f"eval/seg{n}_zstar"), **tight)
+            out = solve(*self.segments[n - 1].values(), memory, z0=self.near(f"eval/seg{n}_zstar"))
             assert self[f"eval/seg{n}_rel_residual"] <= 2e-6
             assert out.stats.converged.all()
             close(out.z, self.read(f"eval/seg{n}_zstar"))
             close(out.losses.T, self[f"eval/seg{n}_nll_tokenorder"])
             close(self.by_cluster(out.losses, n), self[f"eval/seg{n}_loss_reforder"])
+            if n == 1:
+                for name in ("broyden30", "anderson30"):  # the reference's own loose solves
+                    recorded = self[f"eval/default_{name}_loss_seg1"]
+                    np.testing.assert_allclose(self.by_cluster(out.losses, 1), recorded, atol=LOOSE)
             memory = out.memory
             assert memory.length == len(self[f"mem/z{after}"])
             close(memory.z[:, -memory.length :], self.read(f"mem/z{after}", "mbd"))
@@ -192,7 +191,7 @@ class Case:
             got, want = power_method(jacobian, v, n), self[f"eval/power_sradius_{n}"][:, 0]
             # In a plane that rotates, round-off turns the vector further with each step.
             lasting = ~complex_top if single and n > 5 else np.ones_like(complex_top)
-            np.testing.assert_allclose(got[lasting], want[lasting], rtol=1e-3 if single else 1e-6)
+            np.testing.assert_allclose(got[lasting], want[lasting], rtol=1e-3 if single else 1e-6, atol=1e-7)
         if not single:
             np.testing.assert_allclose(np.abs(top), self["eval/eig_sradius"], rtol=1e-7)
             np.testing.assert_array_equal(complex_top, self["eval/eig_top_is_complex"])
