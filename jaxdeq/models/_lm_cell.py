@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int32
 from jaxdeq._tree import wide_dtype
 from jaxdeq.models import _entries
 from jaxdeq.models._entries import Entry
-from jaxdeq.models._lm_config import DEQTransformerConfig
+from jaxdeq.models._lm_config import LMConfig
 from jaxdeq.models._lm_layers import dropout, layer_norm, linear_entries, normalised_linear, small
 
 
@@ -42,7 +42,7 @@ class Memory(NamedTuple):
 class Cell(nnx.Module):
     """Attention, then a feed-forward layer."""
 
-    def __init__(self, config: DEQTransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, config: LMConfig, rngs: nnx.Rngs):
         self.attention = Attention(config, rngs)
         self.feed_forward = FeedForward(config, rngs)
         self.width = config.width
@@ -69,7 +69,7 @@ class Attention(nnx.Module):
     computes it once.
     """
 
-    def __init__(self, config: DEQTransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, config: LMConfig, rngs: nnx.Rngs):
         width, self.heads = config.width, config.heads
         each = (self.heads, width // self.heads)
         dtype = jnp.dtype(config.param_dtype)
@@ -145,7 +145,7 @@ def visible(queries: int, keys: int, window: int, past: Array) -> Array:
 class FeedForward(nnx.Module):
     """A wide layer of rectified units, with its input added: pre-LN, the normalised input."""
 
-    def __init__(self, config: DEQTransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, config: LMConfig, rngs: nnx.Rngs):
         self.widen = normalised_linear(config.width, config.inner, config, rngs)
         self.narrow = normalised_linear(config.inner, config.width, config, rngs)
         self.drop_inner = dropout(config.dropout, rngs)

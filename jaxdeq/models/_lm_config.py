@@ -1,4 +1,4 @@
-"""What a DEQ-Transformer is built from."""
+"""What a language model is built from."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,12 +12,12 @@ from jaxdeq._types import Adjoint, Solver
 
 
 @dataclass(frozen=True)
-class DEQTransformerConfig:
-    """A DEQ-Transformer: its layers, and how its equilibrium is found.
+class LMConfig:
+    """A Transformer: its words and the size of a layer.
 
     Attributes:
       vocab: words. The most frequent ones come first if there are `cutoffs`.
-      width: of the equilibrium at each position.
+      width: of a layer's output at each position.
       heads: of the attention; divides `width`.
       inner: width of the feed-forward layer's inside.
       embed: width of the word vectors of the first cluster.
@@ -29,20 +29,13 @@ class DEQTransformerConfig:
       tie_projections: for each cluster, whether the softmax uses the embedding's projection between
         word vectors and `width`. Empty: none does.
       pre_norm: whether attention and feed-forward layer normalise their input, and not their output.
-      weight_norm: whether all matrices inside the layer are weight-normalised.
+      weight_norm: whether all matrices inside a layer are weight-normalised.
       window: positions that one position sees, itself included. The reference's 0 is 1000.
       memory: past positions that a call hands on, and the next one sees.
       dropout: the rate of all dropout but that of attention weights.
       attention_dropout: the rate for attention weights.
-      unroll: applications in unrolled pre-training; for the argument of that name.
-      solver: see `jaxdeq.fixed_point`, as for all below.
-      adjoint: how gradients flow.
-      rtol: relative tolerance.
-      atol: absolute tolerance.
-      max_steps: the budget, in applications of the layer.
-      batched: whether each sequence has its own stop, and an answer that its batch mates do not change.
-      dtype: of matrix products and of the injection. The equilibrium, attention weights,
-        normalisations, losses and residual tests are in float32 or better whatever it is.
+      dtype: of matrix products and of an injection. The layers' outputs, attention weights,
+        normalisations and losses are in float32 or better whatever it is.
       param_dtype: of parameters.
 
     Raises:
@@ -66,18 +59,11 @@ class DEQTransformerConfig:
     memory: int = 150
     dropout: float = 0.0
     attention_dropout: float = 0.0
-    unroll: int = 2
-    solver: Solver = solvers.Anderson(history=6)
-    adjoint: Adjoint = adjoints.Implicit()
-    rtol: float = 1e-3
-    atol: float = 0.0
-    max_steps: int = 30
-    batched: bool = True
     dtype: str = "float32"
     param_dtype: str = "float32"
 
     def __post_init__(self):
-        for name in ("vocab", "width", "heads", "inner", "embed", "divisor", "window", "memory", "unroll"):
+        for name in ("vocab", "width", "heads", "inner", "embed", "divisor", "window", "memory"):
             check.count(name, getattr(self, name))
         for name in ("tie_tables", "pre_norm", "weight_norm"):
             check.flag(name, getattr(self, name))
@@ -126,5 +112,37 @@ class DEQTransformerConfig:
 
     @property
     def state_dtype(self) -> jnp.dtype:
-        """Of the equilibrium: `dtype`, but float32 at least."""
+        """Of a layer's output: `dtype`, but float32 at least."""
         return wide_dtype(jnp.dtype(self.dtype))
+
+
+@dataclass(frozen=True)
+class DEQTransformerConfig(LMConfig):
+    """A DEQ-Transformer: its layer, and how its equilibrium is found.
+
+    Attributes:
+      vocab: see `LMConfig`, as for all others that are not below.
+      unroll: applications in unrolled pre-training; for the argument of that name.
+      solver: see `jaxdeq.fixed_point`, as for all below.
+      adjoint: how gradients flow.
+      rtol: relative tolerance.
+      atol: absolute tolerance.
+      max_steps: the budget, in applications of the layer.
+      batched: whether each sequence has its own stop, and an answer that its batch mates do not change.
+
+    Raises:
+      ValueError: as `LMConfig`.
+      TypeError: as `LMConfig`.
+    """
+
+    unroll: int = 2
+    solver: Solver = solvers.Anderson(history=6)
+    adjoint: Adjoint = adjoints.Implicit()
+    rtol: float = 1e-3
+    atol: float = 0.0
+    max_steps: int = 30
+    batched: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        check.count("unroll", self.unroll)

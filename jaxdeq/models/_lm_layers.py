@@ -8,7 +8,7 @@ from flax import nnx
 from jaxdeq._tree import wide
 from jaxdeq.models import _entries
 from jaxdeq.models._entries import Entry
-from jaxdeq.models._lm_config import DEQTransformerConfig
+from jaxdeq.models._lm_config import LMConfig
 from jaxdeq.nn import VariationalDropout, WeightNorm
 
 EPS = 1e-5  # of layer normalisation, as in PyTorch
@@ -29,13 +29,13 @@ def layer_norm(x: jax.Array) -> jax.Array:
     return (y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + EPS)).astype(x.dtype)
 
 
-def linear(inputs: int, outputs: int, config: DEQTransformerConfig, rngs: nnx.Rngs, *, bias: bool = True) -> nnx.Linear:
+def linear(inputs: int, outputs: int, config: LMConfig, rngs: nnx.Rngs, *, bias: bool = True) -> nnx.Linear:
     """A linear layer that starts from N(0, 0.01) and zeros."""
     return _linear(inputs, outputs, config, rngs, small, bias)
 
 
 def normalised_linear(
-    inputs: int, outputs: int, config: DEQTransformerConfig, rngs: nnx.Rngs, *, bias: bool = True
+    inputs: int, outputs: int, config: LMConfig, rngs: nnx.Rngs, *, bias: bool = True
 ) -> nnx.Linear | WeightNorm:
     """A linear layer, weight-normalised if the configuration says so.
 
@@ -82,7 +82,7 @@ def dropout(rate: float, rngs: nnx.Rngs, shared: tuple[int, ...] | None = None) 
 class Positions(nnx.Module):
     """Sines, then cosines, of distances to the last position."""
 
-    def __init__(self, config: DEQTransformerConfig):
+    def __init__(self, config: LMConfig):
         powers = np.arange(0, config.width, 2, dtype=np.float32) / np.float32(config.width)
         frequencies = np.float32(1) / np.float32(LONGEST) ** powers
         # The reference rounds them to float32, and keeps them in its checkpoints.

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from jaxdeq._tree import wide_dtype
 from jaxdeq.models import _entries
 from jaxdeq.models._entries import Entry
-from jaxdeq.models._lm_config import DEQTransformerConfig
+from jaxdeq.models._lm_config import LMConfig
 from jaxdeq.models._lm_layers import small
 
 ROOM = 2**26  # logits held at once; more positions than fit are handled in turn
@@ -20,7 +20,7 @@ ROOM = 2**26  # logits held at once; more positions than fit are handled in turn
 class _Vocabulary(nnx.Module):
     """The words: which clusters they are in, and how wide their vectors are there."""
 
-    def __init__(self, config: DEQTransformerConfig):
+    def __init__(self, config: LMConfig):
         self.bounds = config.bounds
         self.clusters = len(config.bounds) - 1
         self.dtype = jnp.dtype(config.dtype)
@@ -40,7 +40,7 @@ class Embedding(_Vocabulary):
       Baevski & Auli, "Adaptive Input Representations for Neural Language Modeling", 2019.
     """
 
-    def __init__(self, config: DEQTransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, config: LMConfig, rngs: nnx.Rngs):
         super().__init__(config)
         draw = _drawer(config, rngs)
         self.tables = nnx.List([draw(shape) for shape in self.shapes])
@@ -79,7 +79,7 @@ class Softmax(_Vocabulary):
       Grave et al., "Efficient softmax approximation for GPUs", 2017.
     """
 
-    def __init__(self, config: DEQTransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, config: LMConfig, rngs: nnx.Rngs):
         super().__init__(config)
         draw, dtype = _drawer(config, rngs), jnp.dtype(config.param_dtype)
         self.tables = nnx.List([] if config.tie_tables else [draw(shape) for shape in self.shapes])

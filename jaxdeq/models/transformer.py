@@ -1,47 +1,25 @@
 """Deep equilibrium language models."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from jaxdeq import BackwardStats, Stats, spectral_radius
+from jaxdeq import BackwardStats, spectral_radius
 from jaxdeq import _checks as check
 from jaxdeq.models import _lm_generate as generation
 from jaxdeq.models._entries import Entry
 from jaxdeq.models._lm_cell import Cell, Memory
-from jaxdeq.models._lm_config import DEQTransformerConfig
+from jaxdeq.models._lm_config import DEQTransformerConfig, LMConfig
 from jaxdeq.models._lm_generate import Generated
+from jaxdeq.models._lm_interface import LMOutput, check_inputs
 from jaxdeq.models._lm_layers import Positions, dropout, linear, linear_entries
 from jaxdeq.models._lm_vocabulary import Embedding, Softmax
 from jaxdeq.nn import DEQ
 
-__all__ = ["DEQTransformerConfig", "DEQTransformerLM", "Generated", "LMOutput", "Memory"]
-
-
-class LMOutput(NamedTuple):
-    """What a DEQ-Transformer returns.
-
-    Attributes:
-      losses: `[batch, targets]`, negative log probabilities of the targets in nats, in the order
-        of the tokens; None without targets.
-      logits: `[batch, length, vocab]`, log probabilities of the next token in nats; None with
-        targets.
-      z: `[batch, length, width]`, the equilibrium.
-      memory: for the next segment.
-      stats: how the equilibrium was found; None if it was unrolled.
-      penalty: `jaxdeq.jacobian_penalty` there; None if no `key` was given.
-    """
-
-    losses: Array | None
-    logits: Array | None
-    z: Array
-    memory: Memory
-    stats: Stats | None
-    penalty: Array | None
+__all__ = ["DEQTransformerConfig", "DEQTransformerLM", "Generated", "LMConfig", "LMOutput", "Memory"]
 
 
 class DEQTransformerLM(nnx.Module):
@@ -137,7 +115,7 @@ class DEQTransformerLM(nnx.Module):
         Raises:
           ValueError: more targets than tokens, another batch size in targets or memory.
         """
-        _check_inputs(tokens, targets, memory, self.config)
+        check_inputs(tokens, targets, memory, self.config.width)
         inputs = u, memory, _ = self._inject(tokens, memory)
         if unroll is None:
             z, stats, penalty = self.deq(
@@ -204,7 +182,7 @@ class DEQTransformerLM(nnx.Module):
         pick = generation.picker(key, temperature, top_k)
 
         def read(tokens, memory):
-            _check_inputs(tokens, None, memory, self.config)
+            check_inputs(tokens, None, memory, self.config.width)
             inputs = u, memory, _ = self._inject(tokens, memory)
             z, stats, _ = self.deq(*inputs, rtol=rtol, max_steps=max_steps)
             log_probabilities = self.softmax.log_probabilities(z[:, -1], self.embedding)
@@ -233,7 +211,7 @@ class DEQTransformerLM(nnx.Module):
 
     def bind(self, tokens: Int[Array, "batch length"], *, memory: Memory | None = None) -> Any:
         """The map `z -> f(z)` whose equilibrium a call with these arguments finds."""
-        _check_inputs(tokens, None, memory, self.config)
+        check_inputs(tokens, None, memory, self.config.width)
         return self.deq.bind(*self._inject(tokens, memory))
 
     def torch_entries(self) -> list[Entry]:
@@ -258,18 +236,3 @@ class DEQTransformerLM(nnx.Module):
         width = self.config.width
         z = jnp.zeros((batch, 0, width), self.config.state_dtype)
         return Memory(z, jnp.zeros((batch, 0, 3 * width), self.config.dtype), jnp.int32(0))
-
-
-def _check_inputs(tokens, targets, memory, config):
-    for name, x in (("tokens", tokens), ("targets", targets)):
-        if x is not None and (x.ndim != 2 or 0 in x.shape or not jnp.issubdtype(x.dtype, jnp.integer)):
-            raise ValueError(f"{name} must be integers of shape [batch, length]; got {jax.typeof(x)}")
-    batch, length = tokens.shape
-    if targets is not None and (targets.shape[0] != batch or targets.shape[1] > length):
-        raise ValueError(
-            f"targets must be [{batch}, at most {length}], as tokens are {tokens.shape}; got {targets.shape}"
-        )
-    if memory is not None and (memory.z.shape[0] != batch or memory.z.shape[2:] != (config.width,)):
-        raise ValueError(
-            f"memory must be of {batch} sequences and width {config.width}; got z of shape {memory.z.shape}"
-        )
