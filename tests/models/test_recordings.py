@@ -5,10 +5,10 @@
 
 import pytest
 
-from tests.models import lm_recording
+from tests.models import lm_recording, mdeq_recording
 from tests.models.recording import HERE, Recording
 
-CHECKS = {"lm": lm_recording.check}  # by the start of the file's name
+CHECKS = {"lm": lm_recording.check, "mdeq": mdeq_recording.check}  # by the start of the file's name
 pytestmark = pytest.mark.slow
 FILES = sorted(path for kind in CHECKS for path in HERE.glob(f"{kind}_*.npz"))
 
