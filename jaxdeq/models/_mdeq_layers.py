@@ -1,6 +1,6 @@
 """Layers of a multiscale DEQ, NHWC, with the conventions of PyTorch that its weights were made under."""
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,36 @@ _small = nnx.initializers.normal(0.01)
 _default = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's, bounded by fan_in^(-1/2)
 
 
+@runtime_checkable
+class Numerics(Protocol):
+    """What layers want to know of a model's configuration."""
+
+    @property
+    def dtype(self) -> str:
+        """Of convolutions."""
+
+    @property
+    def param_dtype(self) -> str:
+        """Of parameters and statistics."""
+
+    @property
+    def momentum(self) -> float:
+        """The weight of a new batch in BatchNorm's running statistics."""
+
+
 def conv(
-    inputs: int, outputs: int, size: int, config: MDEQConfig, rngs: nnx.Rngs, *, stride: int = 1, bias: bool = False
+    inputs: int,
+    outputs: int,
+    size: int,
+    config: Numerics,
+    rngs: nnx.Rngs,
+    *,
+    stride: int = 1,
+    bias: bool = False,
+    init: nnx.Initializer = _small,
 ) -> nnx.Conv:
     """A convolution of odd size with zeros around the image, as wide as PyTorch puts them."""
-    return _conv(inputs, outputs, size, config, rngs, _small, stride=stride, bias=bias)
+    return _conv(inputs, outputs, size, config, rngs, init, stride=stride, bias=bias)
 
 
 def normalised_conv(inputs: int, outputs: int, size: int, config: MDEQConfig, rngs: nnx.Rngs) -> nnx.Conv | WeightNorm:
@@ -53,7 +78,7 @@ def _conv(inputs, outputs, size, config, rngs, init, stride=1, bias=False):
     )
 
 
-def linear(inputs: int, outputs: int, config: MDEQConfig, rngs: nnx.Rngs) -> nnx.Linear:
+def linear(inputs: int, outputs: int, config: Numerics, rngs: nnx.Rngs) -> nnx.Linear:
     """PyTorch's linear layer, in float32 or better."""
     bound = inputs**-0.5
     return nnx.Linear(
@@ -70,7 +95,7 @@ def linear(inputs: int, outputs: int, config: MDEQConfig, rngs: nnx.Rngs) -> nnx
 class Affine(nnx.Module):
     """A scale and an offset a channel, or none."""
 
-    def __init__(self, channels: int, affine: bool, config: MDEQConfig):
+    def __init__(self, channels: int, affine: bool, config: Numerics):
         dtype = jnp.dtype(config.param_dtype)
         self.scale = nnx.Param(jnp.ones(channels, dtype)) if affine else None
         self.bias = nnx.Param(jnp.zeros(channels, dtype)) if affine else None
@@ -121,7 +146,7 @@ class BatchNorm(nnx.Module):
     Over a batch that is spread over devices, the statistics are those of the whole batch.
     """
 
-    def __init__(self, channels: int, config: MDEQConfig, *, affine: bool = True):
+    def __init__(self, channels: int, config: Numerics, *, affine: bool = True):
         dtype = jnp.dtype(config.param_dtype)
         self.affine = Affine(channels, affine, config)
         self.mean = nnx.BatchStat(jnp.zeros(channels, dtype))
@@ -158,8 +183,8 @@ class BatchNorm(nnx.Module):
 class ConvNorm(nnx.Module):
     """A convolution and a batch normalisation."""
 
-    def __init__(self, inputs, outputs, size, config, rngs, *, stride=1, bias=False, affine=True):
-        self.conv = conv(inputs, outputs, size, config, rngs, stride=stride, bias=bias)
+    def __init__(self, inputs, outputs, size, config, rngs, *, stride=1, bias=False, affine=True, init=_small):
+        self.conv = conv(inputs, outputs, size, config, rngs, stride=stride, bias=bias, init=init)
         self.norm = BatchNorm(outputs, config, affine=affine)
 
     def __call__(self, x: jax.Array) -> jax.Array:
