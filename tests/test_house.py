@@ -28,7 +28,7 @@ FLOORS = [
     {"training"},
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
-FIRST_TO_IMPORT = {"flax": "nn", "optax": "training", "orbax": "training"}
+FIRST_TO_IMPORT = {"flax": "nn", "orbax": "models", "optax": "training"}  # orbax: where models.convert runs
 GUESTS = ["experiments", "notebooks", "benchmarks"]  # see the public names only
 
 
