@@ -153,7 +153,7 @@ def split(f: Hoisted, operands: list[Any]) -> tuple[Hoisted, list[Any]]:
     constant = set(jaxpr.invars[:count])
     before: list[Any] = []
     inside: list[Any] = []
-    for eqn in jaxpr.eqns:
+    for eqn in _live(jaxpr.eqns, jaxpr.outvars):
         fixed = not eqn.effects and all(isinstance(v, Literal) or v in constant for v in eqn.invars)
         (before if fixed else inside).append(eqn)
         if fixed:
@@ -207,13 +207,18 @@ def _sink(before, inside, outvars):
             break
         sunk = more
     inside = sunk + inside
-    wanted = set(_reads(inside, outvars)) - _writes(sunk)
+    return _live(before, set(_reads(inside, outvars)) - _writes(sunk)), inside
+
+
+def _live(eqns, outvars):
+    """The equations without those that nobody reads, such as the parameters' part of a vjp by `z`."""
+    wanted = set(_reads((), outvars))
     kept: list[Any] = []
-    for eqn in reversed(before):
-        if wanted & set(eqn.outvars):
+    for eqn in reversed(eqns):
+        if eqn.effects or wanted & set(eqn.outvars):
             kept.append(eqn)
             wanted.update(_reads([eqn], ()))
-    return kept[::-1], inside
+    return kept[::-1]
 
 
 def _cheap(eqn) -> bool:

@@ -70,7 +70,7 @@ def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
     state = solver.step(f, p.state)
     left = state.left if hasattr(state, "left") else p.left - 1
     z, fz = lax.stop_gradient((state.z, state.fz))
-    error, size = tree.norm(_difference(fz, z), f.batch), tree.norm(fz, f.batch)
+    error, size = tree.norms((_difference(fz, z), fz), f.batch)
     finite = jnp.isfinite(error) & jnp.isfinite(size)
     residual = relative(error, size)
 
@@ -78,7 +78,7 @@ def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
     rtol = jnp.maximum(jnp.asarray(limits.rtol, size.dtype), 2 * eps)
     converged = finite & (error <= jnp.asarray(limits.atol, size.dtype) + rtol * size)
     active = p.status == RUNNING
-    better = active & finite & (converged | (residual < p.residual) | (p.done == 0))
+    better = active & finite & (converged | (residual < p.residual))
     stalled = jnp.where(better, 0, p.stalled + 1)
     lowest = jnp.where(better, residual, p.residual)
     at_noise = (lowest <= min(NOISE * eps, COARSE)) & (stalled >= PATIENCE)

@@ -83,25 +83,30 @@ def _reals(a):
 
 
 def norm(x, batch: int = 0) -> jax.Array:
-    """The 2-norm; right up to the ends of the exponent range, where a plain sum of squares is not.
+    """The 2-norm; right up to the ends of the exponent range, where a plain sum of squares is not."""
+    return norms((x,), batch)[0]
 
-    The second pass over the data runs only if the sum of squares over- or underflowed.
+
+def norms(vectors: tuple, batch: int = 0) -> jax.Array:
+    """The 2-norms `[n, *batch]` of several vectors of one structure.
+
+    The second pass over the data runs only if a sum of squares over- or underflowed.
     """
-    square = dot(x, x, batch)
+    square = jnp.stack([dot(x, x, batch) for x in vectors])
     info = jnp.finfo(square.dtype)
     safe = (square < info.max) & (square > info.tiny / info.eps)
 
-    def careful(x):
+    def careful(vectors):
         # Exact powers of two that bring squares into range. Not the largest entry: its reciprocal
         # can be subnormal, and is then flushed to zero.
         unit = jnp.asarray(2.0 ** (3 * info.maxexp // 4), square.dtype)
         down, up = jnp.where(square > 1, 1 / unit, unit), jnp.where(square > 1, unit, 1 / unit)
-        parts = [p.astype(square.dtype) for a in jax.tree.leaves(x) for p in _reals(a)]
-        scaled = [p * along(down, p) for p in parts]
+        parts = [[p.astype(square.dtype) for a in jax.tree.leaves(x) for p in _reals(a)] for x in vectors]
+        scaled = [[along(d, p) * p for p in x] for d, x in zip(down, parts, strict=True)]
         # Two ways of rounding: which one a problem gets must not depend on its batch mates.
-        return jnp.where(safe, jnp.sqrt(square), jnp.sqrt(dot(scaled, scaled, batch)) * up)
+        return jnp.where(safe, jnp.sqrt(square), jnp.sqrt(jnp.stack([dot(x, x, batch) for x in scaled])) * up)
 
-    return lax.cond(jnp.all(safe), lambda x: jnp.sqrt(square), careful, x)
+    return lax.cond(jnp.all(safe), lambda _: jnp.sqrt(square), careful, vectors)
 
 
 def zeros(x, length: int):

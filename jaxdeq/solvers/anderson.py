@@ -18,7 +18,7 @@ class AndersonState(NamedTuple):
     moves: Any  # [history] of (1 - damping) z + damping f(z)
     residuals: Any  # [history] of f(z) - z
     gram: jax.Array  # [history, history, *batch]: inner products of the residuals
-    done: jax.Array  # steps made
+    slot: jax.Array  # which entry of the history comes next
 
 
 @dataclass(frozen=True)
@@ -56,62 +56,54 @@ class Anderson:
 
     def init(self, f: Map, z0: Any) -> AndersonState:
         room = tree.zeros(z0, self.history)
+        moves = jax.tree.map(lambda r, z: r + z, room, z0)  # the newest one at first: `z0` itself
         dtype = tree.real_dtype(*(x.dtype for x in jax.tree.leaves(z0)))
         gram = tree.full(z0, f.batch, 0, dtype, (self.history, self.history))
-        return AndersonState(z0, z0, room, room, gram, jnp.int32(0))
+        return AndersonState(z0, z0, moves, room, gram, jnp.uint32(0))
 
     def step(self, f: Map, state: AndersonState) -> AndersonState:
-        weights = self._weights(state)
-        z = tree.where(state.done > 0, tree.mix(weights, state.moves), state.z)
+        slot = state.slot
+        z = tree.mix(self._weights(state), state.moves)
         fz = f(z)
         residual = tree.sub(fz, z)
         move = fz if self.damping == 1 else tree.axpy(self.damping, residual, z)
-        slot = state.done % self.history
         residuals = tree.put(state.residuals, slot, residual)
         row = tree.dot(residuals, residual, f.batch + 1)
         gram = lax.dynamic_update_index_in_dim(state.gram, row, slot, 0)
         gram = lax.dynamic_update_index_in_dim(gram, row, slot, 1)
-        return AndersonState(z, fz, tree.put(state.moves, slot, move), residuals, gram, state.done + 1)
+        return AndersonState(z, fz, tree.put(state.moves, slot, move), residuals, gram, (slot + 1) % self.history)
 
     def _weights(self, state: AndersonState) -> jax.Array:
         """The minimiser, `[history, *batch]`; the newest iterate alone where it does not exist."""
-        index = jnp.arange(self.history, dtype=jnp.int32).reshape(-1, *(1,) * (state.gram.ndim - 2))
-        filled = index < state.done
-        newest = (index == (state.done - 1) % self.history).astype(state.gram.dtype)
-        # In units of each residual's own norm, the matrix has a unit diagonal: its conditioning,
-        # and so the ridge's meaning, no longer depends on how far the residuals have fallen.
-        square = jnp.diagonal(state.gram, axis1=0, axis2=1)
-        square = jnp.moveaxis(square, -1, 0)
-        usable = filled & (square > 0) & jnp.isfinite(square)
-        scale = jnp.where(usable, jax.lax.rsqrt(jnp.where(usable, square, 1)), 0)
-        matrix = state.gram * scale[:, None] * scale[None, :]
-        y = solve_positive(matrix, self.ridge, scale)
-        weights = y * scale
+        weights = solve_ones(state.gram, self.ridge)
         total = jnp.sum(weights, axis=0)
-        weights = weights / jnp.where(total != 0, total, 1)
-        good = jnp.all(jnp.isfinite(weights), axis=0) & (total > 0)
-        return jnp.where(good, weights, newest)
+        good = (total > 0) & jnp.isfinite(total)
+        index = jnp.arange(1, self.history + 1, dtype=jnp.uint32) % self.history
+        newest = (index == state.slot).astype(total.dtype).reshape(-1, *(1,) * total.ndim)
+        return jnp.where(good, weights / jnp.where(good, total, 1), newest)
 
 
-def solve_positive(matrix: jax.Array, ridge: float, rhs: jax.Array) -> jax.Array:
-    """Solves `(matrix + (ridge + round-off) I) x = rhs` for a unit-diagonal semidefinite matrix.
+def solve_ones(gram: jax.Array, ridge: float) -> jax.Array:
+    """Solves `(gram + (ridge + round-off) diag(gram)) x = 1` for a semidefinite matrix.
 
-    A Cholesky factorisation written out: the matrix is tiny, one a problem, and a library call
-    would cost a kernel launch (on a GPU, dozens) for what is a few dozen multiplications.
-    Shapes: matrix `[n, n, *batch]`, rhs `[n, *batch]`.
+    The ridge in units of each diagonal entry makes the conditioning, and so the ridge's meaning,
+    independent of how far the residuals have fallen. Entries of `x` whose diagonal entry is 0 or
+    not finite are 0. Gauss-Jordan elimination, which needs no pivoting here: the matrix is tiny,
+    one a problem, and a library call would cost a kernel launch (on a GPU, dozens) for a few dozen
+    multiplications. Shapes: gram `[n, n, *batch]`, result `[n, *batch]`.
     """
-    n = matrix.shape[0]
-    floor = ridge + 4 * n * float(jnp.finfo(matrix.dtype).eps)
-    lower: dict[tuple[int, int], jax.Array] = {}
-    for j in range(n):
-        pivot = 1 + floor - sum((lower[j, k] ** 2 for k in range(j)), start=jnp.zeros_like(rhs[j]))
-        lower[j, j] = jnp.sqrt(jnp.maximum(pivot, floor))
-        for i in range(j + 1, n):
-            inner = matrix[i, j] - sum((lower[i, k] * lower[j, k] for k in range(j)), start=jnp.zeros_like(rhs[j]))
-            lower[i, j] = inner / lower[j, j]
-    x = [rhs[i] for i in range(n)]
-    for i in range(n):
-        x[i] = (x[i] - sum((lower[i, k] * x[k] for k in range(i)), start=jnp.zeros_like(rhs[i]))) / lower[i, i]
-    for i in reversed(range(n)):
-        x[i] = (x[i] - sum((lower[k, i] * x[k] for k in range(i + 1, n)), start=jnp.zeros_like(rhs[i]))) / lower[i, i]
-    return jnp.stack(x)
+    n, dtype = len(gram), gram.dtype
+    floor = ridge + 4 * n * float(jnp.finfo(dtype).eps)
+    here = jnp.eye(n, dtype=bool).reshape(n, n, *(1,) * (gram.ndim - 2))
+    diagonal = jnp.stack([gram[i, i] for i in range(n)])
+    usable = (diagonal > 0) & jnp.isfinite(diagonal)
+    matrix = jnp.where(here, (1 + floor) * gram, gram)
+    matrix = jnp.where(usable[:, None] & usable, matrix, here.astype(dtype))
+    lowest = floor * jnp.where(usable, diagonal, 1)  # what a pivot is at least, round-off apart
+    table = jnp.concatenate([matrix, usable[:, None].astype(dtype)], axis=1)
+
+    def eliminate(i, table):
+        row = table[i] / jnp.maximum(table[i, i], lowest[i])
+        return jnp.where(here[:, i, None], row, table - table[:, i, None] * row)
+
+    return lax.fori_loop(0, n, eliminate, table)[:, -1]
