@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+
 from jaxdeq import _checks as check
 from jaxdeq import adjoints, solvers
 from jaxdeq._types import Adjoint, Solver
@@ -58,13 +60,14 @@ class MDEQConfig:
       atol: absolute tolerance.
       max_steps: the budget, in applications of the layer.
       batched: whether each image has its own stop, and an answer that its batch mates do not change.
-      dtype: of convolutions and of the equilibrium. Normalisations, logits and residual tests are in
-        float32 or better whatever it is.
+      dtype: of convolutions and of the equilibrium, whose solver then holds half of the memory and
+        stops where the convolutions' rounding does. Normalisations, logits and residual tests are
+        in float32 or better whatever it is.
       param_dtype: of parameters and statistics.
 
     Raises:
       ValueError: channels that the groups do not divide, an even kernel, a number out of range.
-      TypeError: a number that should be an int.
+      TypeError: a number that should be an int, a flag that is no bool, an unknown dtype.
     """
 
     branches: tuple[Branch, ...]
@@ -98,6 +101,13 @@ class MDEQConfig:
         check.count("groups", self.groups, least=2)
         check.count("number of branches", len(self.branches))
         check.fraction("momentum", self.momentum)
+        check.nonnegative("dropout", self.dropout)
+        if self.dropout >= 1:
+            raise ValueError(f"dropout must be below 1, or nothing is left; got {self.dropout}")
+        for name in ("block_affine", "fuse_affine", "post_affine", "weight_norm", "batched"):
+            check.flag(name, getattr(self, name))
+        for name in ("dtype", "param_dtype"):
+            floating(name, getattr(self, name))
         odd("final_kernel", self.final_kernel)
         for branch in self.branches:
             if branch.channels % self.groups:
@@ -117,3 +127,13 @@ def odd(name: str, size: int) -> None:
     check.count(name, size)
     if not size % 2:
         raise ValueError(f"{name} must be odd, so that a kernel has a centre; got {size}")
+
+
+def floating(name: str, dtype: str) -> None:
+    """Checks the name of a floating dtype."""
+    try:
+        known = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        known = False
+    if not known:
+        raise TypeError(f"{name} must be the name of a floating dtype, such as 'bfloat16'; got {dtype!r}")
