@@ -8,7 +8,8 @@ import jax
 
 from jaxdeq import _checks as check
 from jaxdeq import adjoints, solvers
-from jaxdeq._closure import split, trace_map
+from jaxdeq._closure import trace_map
+from jaxdeq._split import split
 from jaxdeq._types import Adjoint, BackwardStats, Limits, Problem, Solution, Solver, Z
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdeq._closure import Hoisted, hoist, split
+from jaxdeq._closure import Hoisted, hoist
 from jaxdeq._loop import iterate
+from jaxdeq._split import split
 from jaxdeq._types import Adjoint, BackwardStats, Limits, Map, Problem, Solution, Solver
 
 

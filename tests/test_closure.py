@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxdeq import adjoints, fixed_point, solvers
-from jaxdeq._closure import hoist, split, trace_map
+from jaxdeq._closure import hoist, trace_map
+from jaxdeq._split import split
 
 W = 0.2 * jax.random.normal(jax.random.key(0), (3, 3))
 X = jnp.array([1.0, -2.0, 0.5])
@@ -229,3 +230,29 @@ def test_inner_solves():
     np.testing.assert_allclose(value(0.7), reference(0.7), rtol=1e-5)
     have = jax.jit(jax.grad(value))(0.7)
     np.testing.assert_allclose(have, (reference(0.7 + 1e-5) - reference(0.7 - 1e-5)) / 2e-5, rtol=1e-4)
+
+
+def test_what_nobody_reads_is_dropped():
+    """A vjp asked for `z` alone still computes the parameters' part, until it is split."""
+    _, pull = jax.vjp(lambda w, z: jnp.tanh(w @ z), W, Z)
+    hoisted, operands = traced(lambda u: pull(u)[1] + X)
+    rest, _ = split(hoisted, operands)
+    assert sum(name == "dot_general" for name in names(hoisted.jaxpr)) == 2
+    assert sum(name == "dot_general" for name in names(rest.jaxpr)) == 1
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_convolution_kernels_leave_the_loop_in_the_layout_of_the_fast_routine(dims):
+    kernel = jax.random.normal(jax.random.key(0), (4, 4, *(3,) * dims))
+    z = jax.random.normal(jax.random.key(1), (2, 4, *(5,) * dims))
+
+    def conv(z):
+        return jax.lax.conv_general_dilated(z, kernel, (1,) * dims, "SAME")
+
+    for f in (conv, lambda u: jax.vjp(conv, z)[1](u)[0]):
+        hoisted, operands = traced(f, z)
+        rest, values = split(hoisted, operands)
+        (eqn,) = (e for e in rest.jaxpr.eqns if e.primitive.name == "conv_general_dilated")
+        assert eqn.params["dimension_numbers"].rhs_spec == (dims + 1, dims, *range(dims))
+        assert "transpose" not in [e.primitive.name for e in rest.jaxpr.eqns if eqn.invars[1] in e.outvars]
+        np.testing.assert_allclose(rest(values, z), f(z), rtol=1e-4, atol=1e-5)

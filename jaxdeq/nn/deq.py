@@ -11,7 +11,8 @@ from jax.typing import ArrayLike
 
 from jaxdeq import BackwardStats, Stats, fixed_point, jacobian_penalty
 from jaxdeq import _checks as check
-from jaxdeq._closure import Traced, split, trace_map
+from jaxdeq._closure import Traced, trace_map
+from jaxdeq._split import split
 from jaxdeq._types import Adjoint, Solver
 
 
