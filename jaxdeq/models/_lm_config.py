@@ -122,6 +122,9 @@ class DEQTransformerConfig(LMConfig):
 
     Attributes:
       vocab: see `LMConfig`, as for all others that are not below.
+      parts: how many parts the positions of a segment go through the feed-forward layer in, one
+        after another. With more than one, its inside is held for one part at a time, and computed
+        anew for the gradient but for which units were active. 1: all at once.
       unroll: applications in unrolled pre-training; for the argument of that name.
       solver: see `jaxdeq.fixed_point`, as for all below.
       adjoint: how gradients flow.
@@ -135,6 +138,7 @@ class DEQTransformerConfig(LMConfig):
       TypeError: as `LMConfig`.
     """
 
+    parts: int = 1
     unroll: int = 2
     solver: Solver = solvers.Anderson(history=6)
     adjoint: Adjoint = adjoints.Implicit()
@@ -145,4 +149,5 @@ class DEQTransformerConfig(LMConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        check.count("parts", self.parts)
         check.count("unroll", self.unroll)

@@ -59,6 +59,15 @@ def _linear(inputs, outputs, config, rngs, init, bias):
     )
 
 
+def weights(layer: nnx.Linear | WeightNorm) -> tuple[jax.Array, jax.Array]:
+    """Kernel and bias that a layer with a bias computes with."""
+    plain = layer.layer if isinstance(layer, WeightNorm) else layer
+    assert isinstance(plain, nnx.Linear)
+    assert plain.bias is not None
+    kernel = layer.kernel() if isinstance(layer, WeightNorm) else plain.kernel[...]
+    return kernel.astype(plain.dtype), plain.bias[...].astype(plain.dtype)
+
+
 def linear_entries(name: str, layer: nnx.Linear | WeightNorm, ndim: int = 2) -> list[Entry]:
     """A linear layer, or in PyTorch a convolution of size 1, whose kernel has `ndim` = 3 axes."""
     plain = layer.layer if isinstance(layer, WeightNorm) else layer

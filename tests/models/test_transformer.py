@@ -221,8 +221,7 @@ def test_what_the_masks_share():
     assert not any(same(weights, axis) for axis in range(4))
 
 
-@pytest.mark.parametrize("config", [DROPPING, replace(CONFIG, pre_norm=True, tie_tables=False)], ids=["post", "pre"])
-def test_gradients_reach_every_parameter(config):
+def gradients(config):
     model = build(config, train=True)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
@@ -232,9 +231,17 @@ def test_gradients_reach_every_parameter(config):
 
     (_, stats), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, rest)
     assert stats.converged.all()
-    for path, grad in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(grads)):
+    return nnx.to_pure_dict(grads)
+
+
+def test_gradients_reach_every_parameter_and_are_the_same_in_parts():
+    """The mask of a part is that of all positions."""
+    whole = gradients(DROPPING)
+    for path, grad in jax.tree_util.tree_leaves_with_path(whole):
         assert jnp.isfinite(grad).all(), path
         assert jnp.abs(grad).max() > 1e-7, path
+    parts = gradients(replace(DROPPING, parts=3))  # 8 positions: 3, 3 and 2
+    chex.assert_trees_all_close(parts, whole, rtol=1e-3, atol=1e-4)
 
 
 def test_bfloat16_computes_and_float32_adds_up():
