@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdeq.models._axes import CHANNELS, INNER
 from jaxdeq.models._entries import Entry
 from jaxdeq.models._mdeq_config import Branch, MDEQConfig
 from jaxdeq.models._mdeq_layers import GroupNorm, conv, conv_entries, normalised_conv, resize_nearest
@@ -76,9 +77,9 @@ class Block(nnx.Module):
 
     def __init__(self, branch: Branch, config: MDEQConfig, rngs: nnx.Rngs):
         width, inner = branch.channels, branch.channels * config.expansion
-        self.conv1 = normalised_conv(width, inner, branch.kernels[0], config, rngs)
+        self.conv1 = normalised_conv(width, inner, branch.kernels[0], config, rngs, axes=(CHANNELS, INNER))
         self.norm1 = GroupNorm(inner, config.groups, config.block_affine, config)
-        self.conv2 = normalised_conv(inner, width, branch.kernels[1], config, rngs)
+        self.conv2 = normalised_conv(inner, width, branch.kernels[1], config, rngs, axes=(INNER, CHANNELS))
         self.dropout = VariationalDropout(config.dropout, rngs=rngs if config.dropout else None)
         self.norm2 = GroupNorm(width, config.groups, config.block_affine, config)
         self.norm3 = GroupNorm(width, config.groups, config.block_affine, config)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdeq._tree import wide
+from jaxdeq.models._axes import CHANNELS
 from jaxdeq.models._entries import Entry
 from jaxdeq.models._mdeq_config import Branch, MDEQConfig
 from jaxdeq.models._mdeq_layers import ConvNorm, conv, conv_entries, linear, linear_entries, resize_bilinear
@@ -109,7 +110,9 @@ class SegmenterHead(nnx.Module):
     def __init__(self, config: MDEQConfig, rngs: nnx.Rngs):
         width = sum(branch.channels for branch in config.branches)
         self.mix = ConvNorm(width, width, 1, config, rngs, bias=True)
-        self.classifier = conv(width, config.classes, config.final_kernel, config, rngs, bias=True)
+        self.classifier = conv(
+            width, config.classes, config.final_kernel, config, rngs, bias=True, axes=(CHANNELS, None)
+        )
 
     def __call__(self, z: tuple[jax.Array, ...]) -> jax.Array:
         _, height, width, _ = z[0].shape

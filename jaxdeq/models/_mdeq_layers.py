@@ -9,6 +9,7 @@ from flax import nnx
 
 from jaxdeq._tree import wide, wide_dtype
 from jaxdeq.models import _entries
+from jaxdeq.models._axes import CHANNELS, named
 from jaxdeq.models._entries import Entry
 from jaxdeq.models._mdeq_config import MDEQConfig
 from jaxdeq.nn import WeightNorm
@@ -46,23 +47,12 @@ def conv(
     stride: int = 1,
     bias: bool = False,
     init: nnx.Initializer = _small,
+    axes: tuple[str | None, str | None] = (None, CHANNELS),
 ) -> nnx.Conv:
-    """A convolution of odd size with zeros around the image, as wide as PyTorch puts them."""
-    return _conv(inputs, outputs, size, config, rngs, init, stride=stride, bias=bias)
+    """A convolution of odd size with zeros around the image, as wide as PyTorch puts them.
 
-
-def normalised_conv(inputs: int, outputs: int, size: int, config: MDEQConfig, rngs: nnx.Rngs) -> nnx.Conv | WeightNorm:
-    """A convolution, weight-normalised if the configuration says so.
-
-    It then starts from PyTorch's default, not from N(0, 0.01): the reference draws that too, but
-    into a kernel that is computed anew from lengths and directions before each use.
+    `axes` names its inputs and outputs, for rules that lay it out on a mesh.
     """
-    if not config.weight_norm:
-        return conv(inputs, outputs, size, config, rngs)
-    return WeightNorm(_conv(inputs, outputs, size, config, rngs, _default))
-
-
-def _conv(inputs, outputs, size, config, rngs, init, stride=1, bias=False):
     return nnx.Conv(
         inputs,
         outputs,
@@ -74,8 +64,28 @@ def _conv(inputs, outputs, size, config, rngs, init, stride=1, bias=False):
         param_dtype=jnp.dtype(config.param_dtype),
         kernel_init=init,
         bias_init=_small,
+        kernel_metadata=named(None, None, *axes),
         rngs=rngs,
     )
+
+
+def normalised_conv(
+    inputs: int,
+    outputs: int,
+    size: int,
+    config: MDEQConfig,
+    rngs: nnx.Rngs,
+    *,
+    axes: tuple[str | None, str | None] = (None, CHANNELS),
+) -> nnx.Conv | WeightNorm:
+    """A convolution, weight-normalised if the configuration says so.
+
+    It then starts from PyTorch's default, not from N(0, 0.01): the reference draws that too, but
+    into a kernel that is computed anew from lengths and directions before each use.
+    """
+    if not config.weight_norm:
+        return conv(inputs, outputs, size, config, rngs, axes=axes)
+    return WeightNorm(conv(inputs, outputs, size, config, rngs, init=_default, axes=axes))
 
 
 def linear(inputs: int, outputs: int, config: Numerics, rngs: nnx.Rngs) -> nnx.Linear:
@@ -88,6 +98,7 @@ def linear(inputs: int, outputs: int, config: Numerics, rngs: nnx.Rngs) -> nnx.L
         param_dtype=jnp.dtype(config.param_dtype),
         kernel_init=_default,
         bias_init=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
+        kernel_metadata=named(CHANNELS, None),
         rngs=rngs,
     )
 
@@ -217,8 +228,9 @@ def _bias(name, layer):
 def resize_nearest(x: jax.Array, factor: int) -> jax.Array:
     """Repeats every pixel `factor` times in height and width."""
     b, h, w, c = x.shape
-    spread = jnp.broadcast_to(x[:, :, None, :, None], (b, h, factor, w, factor, c))
-    return spread.reshape(b, h * factor, w * factor, c)
+    # One axis after the other: under Explicit mesh axes a reshape may merge one pair.
+    x = jnp.broadcast_to(x[:, :, None], (b, h, factor, w, c)).reshape(b, h * factor, w, c)
+    return jnp.broadcast_to(x[:, :, :, None], (b, h * factor, w, factor, c)).reshape(b, h * factor, w * factor, c)
 
 
 def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -1,4 +1,9 @@
-"""Multiscale deep equilibrium models for images."""
+"""Multiscale deep equilibrium models for images.
+
+On a mesh the equilibrium lies as the images do, split by batch. Kernels name their axes in the
+metadata `out_sharding`: `inner` for the widened inside of blocks, `channels` for one axis of every
+kernel; `_axes.py` says how to lay them out by these names.
+"""
 
 from typing import Any, NamedTuple
 
