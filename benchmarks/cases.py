@@ -72,21 +72,29 @@ def stiff(plan: Plan) -> Iterator[Row]:
 
 
 def compile(plan: Plan) -> Iterator[Row]:
-    """Time to trace, lower and compile a solve and its gradient, in that of `f` and its vjp."""
+    """Time to compile, tracing included, a solve and its gradient, in that of `f` and its vjp, as one program or each alone."""
     problem = problems.attention(2, 4, 8, heads=2) if plan.tiny else problems.attention(8, 64, 128)
+    value = lambda apply: lambda params, z0: jnp.sum(apply(lambda z, p: problem.f(z, p), z0, params))
+    gradient = lambda apply: jax.value_and_grad(value(apply), (0, 1))
+    bare = lambda f, z, p: f(z, p)
 
-    def compiling(apply: Callable) -> Callable[[], object]:
+    def compiling(*programs: Callable) -> Callable[[], object]:
         def run():
             jax.clear_caches()
-            loss = lambda params, z0: jnp.sum(apply(lambda z, p: problem.f(z, p), z0, params))
-            return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(problem.params, problem.z0).compile()
+            return [jax.jit(program).lower(problem.params, problem.z0).compile() for program in programs]
 
         return run
 
-    runs = {name: compiling(lambda f, z, p, s=solve: s(f, z, p, RTOL).z) for name, solve in contenders.DEFAULT.items()}
-    times = interleave({"f": compiling(lambda f, z, p: f(z, p)), **runs}, plan.repetitions, shortest=0.0)
+    solves = {name: lambda f, z, p, s=solve: s(f, z, p, RTOL).z for name, solve in contenders.DEFAULT.items()}
+    runs = {
+        name: compiling(gradient(solve)) for name, solve in (solves | {"two bare loops": contenders.two_loops}).items()
+    }
+    units = {"as one": compiling(gradient(bare)), "each alone": compiling(value(bare), gradient(bare))}
+    times = interleave({**units, **runs}, plan.repetitions, shortest=0.0)
     for name in runs:
-        yield Row("compile", problem.name, name, ratio(times[name], times["f"]), 2.0)
+        for unit in units:
+            each = ratio(times[name], times[unit])
+            yield Row("compile", problem.name, f"{name}, f and vjp {unit}", each, 2.0 if name in solves else None)
 
 
 def memory(plan: Plan) -> Iterator[Row]:

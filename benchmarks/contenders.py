@@ -1,9 +1,11 @@
 """Who solves it. A further one is a function like `ours(...)` and a line in `FAST` or `STIFF`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 import jaxdeq
 from benchmarks.problems import Problem
@@ -64,3 +66,23 @@ def bare(problem: Problem) -> Callable[[], Any]:
     f = jax.jit(problem.f)
     z = f(problem.z0, problem.params)
     return lambda: f(z, problem.params)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def two_loops(f, z, params):
+    """What no solver can compile faster than: ten plain steps, and ten of the adjoint equation; no stop test."""
+    return jax.lax.fori_loop(0, 10, lambda _, z: f(z, params), z)
+
+
+def _two_loops_forward(f, z, params):
+    z = two_loops(f, z, params)
+    return z, (z, params)
+
+
+def _two_loops_backward(f, saved, g):
+    _, pull = jax.vjp(f, *saved)
+    u = jax.lax.fori_loop(0, 10, lambda _, u: g + pull(u)[0], g)
+    return jnp.zeros_like(g), pull(u)[1]
+
+
+two_loops.defvjp(_two_loops_forward, _two_loops_backward)

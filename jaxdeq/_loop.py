@@ -26,7 +26,6 @@ class Progress(NamedTuple):
     steps: jax.Array  # evaluations up to this problem's stop
     stalled: jax.Array  # steps since `z` last changed
     done: jax.Array  # steps made
-    left: jax.Array  # evaluations that may still be made
     trace: jax.Array  # [trace, *batch]
 
 
@@ -43,36 +42,34 @@ def iterate(solver: Solver, f: Map, z0: Any, limits: Limits, trace: int) -> Solu
 
 def start(solver: Solver, f: Map, z0: Any, limits: Limits, trace: int) -> Progress:
     full = partial(tree.full, z0, f.batch)
-    left = jnp.max(jnp.asarray(limits.max_steps, jnp.int32))
+    budget = jnp.asarray(limits.max_steps, jnp.int32)
     state = solver.init(f, z0)
-    if hasattr(state, "left"):
-        left = state.left + left  # spread over the mesh as the solver's count will be
-        state = state._replace(left=left)
+    if hasattr(state, "left"):  # added, so that it is spread over the mesh as the solver's count will be
+        state = state._replace(left=state.left + jnp.max(budget))
     return Progress(
         state=state,
         z=z0,
         residual=full(jnp.inf, jnp.float32),
-        status=full(RUNNING, jnp.int32),
+        status=jnp.where(budget > 0, full(RUNNING, jnp.int32), jnp.int32(Status.MAX_STEPS)),
         steps=full(0, jnp.int32),
         stalled=full(0, jnp.int32),
         done=jnp.int32(0),
-        left=left,
         trace=full(jnp.nan, jnp.float32, (trace,)),
     )
 
 
 def running(p: Progress) -> jax.Array:
-    return jnp.any(p.status == RUNNING) & (p.left > 0)
+    return jnp.any(p.status == RUNNING)
 
 
 def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
     """One step of the solver, measured."""
     state = solver.step(f, p.state)
-    left = state.left if hasattr(state, "left") else p.left - 1
+    made = p.state.left - state.left if hasattr(state, "left") else 1
     z, fz = lax.stop_gradient((state.z, state.fz))
     error, size = tree.norms((_difference(fz, z), fz), f.batch)
-    finite = jnp.isfinite(error) & jnp.isfinite(size)
     residual = relative(error, size)
+    finite = ~jnp.isnan(residual)
 
     eps = tree.resolution(z)
     rtol = jnp.maximum(jnp.asarray(limits.rtol, size.dtype), 2 * eps)
@@ -83,7 +80,7 @@ def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
     lowest = jnp.where(better, residual, p.residual)
     at_noise = (lowest <= min(NOISE * eps, COARSE)) & (stalled >= PATIENCE)
 
-    steps = jnp.where(active, p.steps + (p.left - left), p.steps)
+    steps = jnp.where(active, p.steps + made, p.steps)
     given_up = at_noise | (steps >= jnp.asarray(limits.max_steps, jnp.int32))
     status = jnp.where(given_up, jnp.int32(Status.MAX_STEPS), jnp.int32(RUNNING))
     status = jnp.where(finite, status, jnp.int32(Status.NONFINITE))
@@ -96,7 +93,6 @@ def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
         steps=steps,
         stalled=stalled,
         done=p.done + 1,
-        left=left,
         trace=record(p.trace, p.done, jnp.where(active, residual, jnp.nan)),
     )
 
@@ -110,9 +106,10 @@ def record(trace: jax.Array, index: jax.Array, residual: jax.Array) -> jax.Array
 
 
 def relative(error: jax.Array, size: jax.Array) -> jax.Array:
-    """`error / size` as a finite float32, zero where both are zero."""
+    """`error / size` as a finite float32, 0 where both are; NaN where one of them is not finite."""
     ratio = error / jnp.where(size > 0, size, jnp.finfo(size.dtype).tiny)
-    return jnp.minimum(ratio, float(jnp.finfo(jnp.float32).max)).astype(jnp.float32)
+    ratio = jnp.minimum(ratio, float(jnp.finfo(jnp.float32).max)).astype(jnp.float32)
+    return jnp.where(jnp.isfinite(error) & jnp.isfinite(size), ratio, jnp.nan)
 
 
 def finish(p: Progress) -> Solution:

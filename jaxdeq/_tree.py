@@ -87,26 +87,38 @@ def norm(x, batch: int = 0) -> jax.Array:
     return norms((x,), batch)[0]
 
 
-def norms(vectors: tuple, batch: int = 0) -> jax.Array:
-    """The 2-norms `[n, *batch]` of several vectors of one structure.
+def norms(vectors: tuple, batch: int = 0) -> tuple[jax.Array, ...]:
+    """The 2-norms of several vectors of one structure.
 
     The second pass over the data runs only if a sum of squares over- or underflowed.
     """
-    square = jnp.stack([dot(x, x, batch) for x in vectors])
-    info = jnp.finfo(square.dtype)
-    safe = (square < info.max) & (square > info.tiny / info.eps)
+    squares = tuple(dot(x, x, batch) for x in vectors)
+    info = jnp.finfo(squares[0].dtype)
+    safe = tuple((s < info.max) & (s > info.tiny / info.eps) for s in squares)
 
     def careful(vectors):
-        # Exact powers of two that bring squares into range. Not the largest entry: its reciprocal
-        # can be subnormal, and is then flushed to zero.
-        unit = jnp.asarray(2.0 ** (3 * info.maxexp // 4), square.dtype)
-        down, up = jnp.where(square > 1, 1 / unit, unit), jnp.where(square > 1, unit, 1 / unit)
-        parts = [[p.astype(square.dtype) for a in jax.tree.leaves(x) for p in _reals(a)] for x in vectors]
-        scaled = [[along(d, p) * p for p in x] for d, x in zip(down, parts, strict=True)]
+        found = (_scaled(x, q, batch) for x, q in zip(vectors, squares, strict=True))
         # Two ways of rounding: which one a problem gets must not depend on its batch mates.
-        return jnp.where(safe, jnp.sqrt(square), jnp.sqrt(jnp.stack([dot(x, x, batch) for x in scaled])) * up)
+        return tuple(
+            (jnp.where(s, q, p), jnp.where(s, 1, up)) for s, q, (p, up) in zip(safe, squares, found, strict=True)
+        )
 
-    return lax.cond(jnp.all(safe), lambda _: jnp.sqrt(square), careful, vectors)
+    plain = lambda _: tuple((q, jnp.ones_like(q)) for q in squares)
+    parts = lax.cond(jnp.all(reduce(jnp.logical_and, safe)), plain, careful, vectors)
+    return tuple(jnp.sqrt(q) * up for q, up in parts)
+
+
+def _scaled(x, square: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
+    """The sum of squares, `square` in all, of the vector scaled into range, and what undoes the scaling.
+
+    By exact powers of two. Not the largest entry: its reciprocal can be subnormal, and is then
+    flushed to zero.
+    """
+    unit = jnp.asarray(2.0 ** (3 * jnp.finfo(square.dtype).maxexp // 4), square.dtype)
+    down, up = jnp.where(square > 1, 1 / unit, unit), jnp.where(square > 1, unit, 1 / unit)
+    parts = [p.astype(square.dtype) for a in jax.tree.leaves(x) for p in _reals(a)]
+    scaled = [along(down, p) * p for p in parts]
+    return dot(scaled, scaled, batch), up
 
 
 def zeros(x, length: int):

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxdeq import _checks as check
@@ -69,8 +70,8 @@ class Anderson:
         move = fz if self.damping == 1 else tree.axpy(self.damping, residual, z)
         residuals = tree.put(state.residuals, slot, residual)
         row = tree.dot(residuals, residual, f.batch + 1)
-        gram = lax.dynamic_update_index_in_dim(state.gram, row, slot, 0)
-        gram = lax.dynamic_update_index_in_dim(gram, row, slot, 1)
+        here = self._slots(row.ndim) == slot
+        gram = jnp.where(here, row[:, None], jnp.where(here[:, None], row, state.gram))
         return AndersonState(z, fz, tree.put(state.moves, slot, move), residuals, gram, (slot + 1) % self.history)
 
     def _weights(self, state: AndersonState) -> jax.Array:
@@ -78,32 +79,32 @@ class Anderson:
         weights = solve_ones(state.gram, self.ridge)
         total = jnp.sum(weights, axis=0)
         good = (total > 0) & jnp.isfinite(total)
-        index = jnp.arange(1, self.history + 1, dtype=jnp.uint32) % self.history
-        newest = (index == state.slot).astype(total.dtype).reshape(-1, *(1,) * total.ndim)
-        return jnp.where(good, weights / jnp.where(good, total, 1), newest)
+        newest = (self._slots(weights.ndim) + 1) % self.history == state.slot
+        return jnp.where(good, weights / jnp.where(good, total, 1), newest.astype(weights.dtype))
+
+    def _slots(self, ndim: int) -> np.ndarray:
+        """The slots' numbers, `[history, 1, ...]`."""
+        return np.arange(self.history, dtype=np.uint32).reshape(-1, *(1,) * (ndim - 1))
 
 
 def solve_ones(gram: jax.Array, ridge: float) -> jax.Array:
     """Solves `(gram + (ridge + round-off) diag(gram)) x = 1` for a semidefinite matrix.
 
     The ridge in units of each diagonal entry makes the conditioning, and so the ridge's meaning,
-    independent of how far the residuals have fallen. Entries of `x` whose diagonal entry is 0 or
-    not finite are 0. Gauss-Jordan elimination, which needs no pivoting here: the matrix is tiny,
-    one a problem, and a library call would cost a kernel launch (on a GPU, dozens) for a few dozen
+    independent of how far the residuals have fallen. Entries of `x` whose diagonal entry is 0 are
+    0. Gauss-Jordan elimination, which needs no pivoting here: the matrix is tiny, one a problem,
+    and a library call would cost a kernel launch (on a GPU, dozens) for a few dozen
     multiplications. Shapes: gram `[n, n, *batch]`, result `[n, *batch]`.
     """
-    n, dtype = len(gram), gram.dtype
-    floor = ridge + 4 * n * float(jnp.finfo(dtype).eps)
-    here = jnp.eye(n, dtype=bool).reshape(n, n, *(1,) * (gram.ndim - 2))
-    diagonal = jnp.stack([gram[i, i] for i in range(n)])
-    usable = (diagonal > 0) & jnp.isfinite(diagonal)
-    matrix = jnp.where(here, (1 + floor) * gram, gram)
-    matrix = jnp.where(usable[:, None] & usable, matrix, here.astype(dtype))
-    lowest = floor * jnp.where(usable, diagonal, 1)  # what a pivot is at least, round-off apart
-    table = jnp.concatenate([matrix, usable[:, None].astype(dtype)], axis=1)
+    n, ones = len(gram), (1,) * (gram.ndim - 2)
+    here = np.eye(n, dtype=bool).reshape(n, n, *ones)
+    growth = 1 + ridge + 4 * n * float(jnp.finfo(gram.dtype).eps)
+    matrix = jnp.where(here, growth * gram, gram)
+    table = jnp.concatenate([matrix, jnp.ones_like(matrix[:, :1])], axis=1)
 
     def eliminate(i, table):
-        row = table[i] / jnp.maximum(table[i, i], lowest[i])
-        return jnp.where(here[:, i, None], row, table - table[:, i, None] * row)
+        pivot = table[i, i]
+        row = table[i] / jnp.where(pivot > 0, pivot, jnp.inf)
+        return jnp.where(jnp.asarray(here)[:, i, None], row, table - table[:, i, None] * row)
 
     return lax.fori_loop(0, n, eliminate, table)[:, -1]
