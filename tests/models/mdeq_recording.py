@@ -234,7 +234,7 @@ class Check:
 
     @cached_property
     def trained(self):
-        labels = self.recording["in/y"]
+        labels = jnp.asarray(self.recording["in/y"], jnp.int32)  # NumPy's int64 means something else to jax in each run
 
         def run(params):
             model = self.build(params, training=True)
@@ -246,7 +246,7 @@ class Check:
     @cached_property
     def regularise(self):
         """The penalty for given probes, its gradients in f64, and how far `u` is from solving its equation."""
-        labels = self.recording["in/y"]
+        labels = jnp.asarray(self.recording["in/y"], jnp.int32)  # NumPy's int64 means something else to jax in each run
 
         def run(params, z, noise, u):
             def penalty(params):
