@@ -17,6 +17,7 @@ from jaxdeq._types import Z
 MODES = ("jvp", "vjp")
 KRYLOV = 16  # products that span the space in which eigenvalues are sought
 SQUARINGS = 20  # of the small matrix: its power 2^20
+UNROLL = 8  # probes that a compiled program holds one by one
 
 
 def jacobian_penalty(
@@ -77,7 +78,9 @@ def mean_square(f: Callable[[Z], Z], z: Z, noise: Z, mode: str) -> Array:
         product = lambda v: pullback(v)[0]
     check.same(z, out)
     like = jax.tree.map(jax.typeof, z if mode == "jvp" else out)
-    squares = jax.vmap(lambda v: square(product(spread_like(v, like))))(noise)
+    # One after the other: `vmap` would fold the probes into the batch axis of a convolution, which on a mesh
+    # has to be gathered for it. Unrolled, since XLA makes slow convolutions of those in a loop on a CPU.
+    _, squares = lax.scan(lambda _, v: (None, square(product(spread_like(v, like)))), None, noise, unroll=UNROLL)
     return jnp.mean(squares) / sum(x.size for x in jax.tree.leaves(z))
 
 

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdeq import adjoints, solvers
 from jaxdeq.models import Branch, MDEQClassifier, MDEQConfig
-from tests.models.mdeq_recording import QUICK, cross_entropy
+from tests.models.mdeq_recording import cross_entropy
 
 pytestmark = pytest.mark.mesh
 
@@ -61,14 +61,14 @@ def gradient(params, rest, x, labels):
 
     def loss(params):
         model = nnx.merge(GRAPHDEF, params, rest, copy=True)
-        out = model(x, key=random.key(1), probes=1)
+        out = model(x, key=random.key(1))
         return cross_entropy(out.logits, labels) + out.penalty, nnx.state(model, nnx.BatchStat)
 
     return jax.grad(loss, has_aux=True)(params)
 
 
 def compiled(f, *args):
-    return jax.jit(f, compiler_options=QUICK).lower(*args).compile()
+    return jax.jit(f).lower(*args).compile()
 
 
 @cache
