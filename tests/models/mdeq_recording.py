@@ -25,8 +25,6 @@ KERNELS = {0: (3, 3), 1: (5, 3), 2: (5, 5)}
 LOOSE = {"rtol": 1e-3, "max_steps": 31}  # what the reference's own solves ask for
 IGNORED = 255
 KEY = jax.random.key(0)
-# Each program runs once, on small arrays: most of its time would go into optimising it.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @dataclass(frozen=True)
@@ -230,7 +228,7 @@ class Check:
                 found["masked"] = cell(z, x)
             return found
 
-        return jax.jit(run, compiler_options=QUICK)
+        return jax.jit(run)
 
     @cached_property
     def trained(self):
@@ -241,7 +239,7 @@ class Check:
             out = model(self.x, rtol=self.precision.rtol, max_steps=300)
             return cross_entropy(out.logits, labels), (out, nnx.state(model, nnx.BatchStat))
 
-        return jax.jit(jax.value_and_grad(run, has_aux=True), compiler_options=QUICK)(self.params)
+        return jax.jit(jax.value_and_grad(run, has_aux=True))(self.params)
 
     @cached_property
     def regularise(self):
@@ -260,7 +258,7 @@ class Check:
             differentiate = jax.value_and_grad(penalty) if self.run == "f64" else lambda params: (penalty(params), None)
             return *differentiate(params), error
 
-        return jax.jit(run, compiler_options=QUICK)
+        return jax.jit(run)
 
     @cached_property
     def jacobians(self):

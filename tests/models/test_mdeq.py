@@ -19,7 +19,7 @@ from jaxdeq.models._mdeq_cell import Block
 from jaxdeq.models._mdeq_head import SegmenterHead
 from jaxdeq.models._mdeq_layers import BatchNorm, GroupNorm, conv, linear, normalised_conv
 from jaxdeq.solvers import Anderson, Broyden  # noqa: F401
-from tests.models.mdeq_recording import QUICK, cross_entropy
+from tests.models.mdeq_recording import cross_entropy
 
 Implicit = adjoints.Implicit  # for the printed configurations
 
@@ -112,7 +112,7 @@ def test_half_precision_is_for_layers_and_their_equilibrium():
         state = nnx.state(model)
         assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
         model.eval()
-        lowered = jax.jit(lambda x, model=model: model(x), compiler_options=QUICK).lower(x)
+        lowered = jax.jit(lambda x, model=model: model(x)).lower(x)
         runs[dtype] = lowered.compile()(x)
     half, whole = runs["bfloat16"], runs["float32"]
     assert {z.dtype for z in half.z} == {jnp.dtype(jnp.bfloat16)}
@@ -187,7 +187,7 @@ def test_statistics_move_once_a_call():
         model(x, unroll=1)
         return seen, steps, after, nnx.state(model, nnx.BatchStat)
 
-    seen, steps, after, later = jax.jit(run, compiler_options=QUICK)(state)
+    seen, steps, after, later = jax.jit(run)(state)
     assert (steps > 1).all()
     np.testing.assert_allclose(after["stem"]["layers"][0]["norm"]["mean"][...], 0.25 * seen, atol=1e-6)
     counts = [leaf for leaf in jax.tree.leaves(after) if leaf.dtype == jnp.int32]
@@ -226,7 +226,7 @@ def test_segmenter_head():
     y = np.pad(np.maximum(y / np.sqrt(1 + 1e-5), 0), ((0, 0), (1, 1), (1, 1), (0, 0)))
     kernel = np.asarray(head.classifier.kernel[...])
     parts = [y[:, i : i + 6, j : j + 4] @ kernel[i, j] for i in range(3) for j in range(3)]
-    got = jax.jit(lambda z: head(z), compiler_options=QUICK)(z)
+    got = jax.jit(lambda z: head(z))(z)
     np.testing.assert_allclose(got, sum(parts) + np.asarray(head.classifier.bias[...]), atol=1e-5)
 
 
