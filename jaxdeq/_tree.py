@@ -92,33 +92,34 @@ def norms(vectors: tuple, batch: int = 0) -> tuple[jax.Array, ...]:
 
     The second pass over the data runs only if a sum of squares over- or underflowed.
     """
-    squares = tuple(dot(x, x, batch) for x in vectors)
-    info = jnp.finfo(squares[0].dtype)
-    safe = tuple((s < info.max) & (s > info.tiny / info.eps) for s in squares)
+    squares = jnp.stack([dot(x, x, batch) for x in vectors])
+    info = jnp.finfo(squares.dtype)
+    safe = (squares < info.max) & (squares > info.tiny / info.eps)
 
     def careful(vectors):
-        found = (_scaled(x, q, batch) for x, q in zip(vectors, squares, strict=True))
+        # Scaled by exact powers of two. Not by the largest entry: its reciprocal can be subnormal, and is
+        # then flushed to zero.
+        unit = jnp.asarray(2.0 ** (3 * info.maxexp // 4), squares.dtype)
+        down, up = jnp.where(squares > 1, 1 / unit, unit), jnp.where(squares > 1, unit, 1 / unit)
+        scaled = [[along(d, p) * p for p in _parts(x, d.dtype)] for x, d in zip(vectors, down, strict=True)]
         # Two ways of rounding: which one a problem gets must not depend on its batch mates.
-        return tuple(
-            (jnp.where(s, q, p), jnp.where(s, 1, up)) for s, q, (p, up) in zip(safe, squares, found, strict=True)
-        )
+        return jnp.where(safe, squares, jnp.stack([dot(x, x, batch) for x in scaled])), jnp.where(safe, 1, up)
 
-    plain = lambda _: tuple((q, jnp.ones_like(q)) for q in squares)
-    parts = lax.cond(jnp.all(reduce(jnp.logical_and, safe)), plain, careful, vectors)
-    return tuple(jnp.sqrt(q) * up for q, up in parts)
+    plain = lambda _: (squares, jnp.ones_like(squares))
+    squares, up = lax.cond(jnp.all(safe), plain, careful, vectors)
+    return tuple(jnp.sqrt(squares) * up)
 
 
-def _scaled(x, square: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
-    """The sum of squares, `square` in all, of the vector scaled into range, and what undoes the scaling.
+def peak(x, batch: int = 0) -> jax.Array:
+    """The largest absolute value of a real or imaginary part."""
+    dtype = real_dtype(*(a.dtype for a in jax.tree.leaves(x)))
+    largest = (jnp.max(jnp.abs(p), axis=tuple(range(batch, p.ndim)), initial=0) for p in _parts(x, dtype))
+    return reduce(jnp.maximum, largest)
 
-    By exact powers of two. Not the largest entry: its reciprocal can be subnormal, and is then
-    flushed to zero.
-    """
-    unit = jnp.asarray(2.0 ** (3 * jnp.finfo(square.dtype).maxexp // 4), square.dtype)
-    down, up = jnp.where(square > 1, 1 / unit, unit), jnp.where(square > 1, unit, 1 / unit)
-    parts = [p.astype(square.dtype) for a in jax.tree.leaves(x) for p in _reals(a)]
-    scaled = [along(down, p) * p for p in parts]
-    return dot(scaled, scaled, batch), up
+
+def _parts(x, dtype) -> list[jax.Array]:
+    """The real and imaginary parts of all leaves."""
+    return [p.astype(dtype) for a in jax.tree.leaves(x) for p in _reals(a)]
 
 
 def zeros(x, length: int):

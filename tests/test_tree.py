@@ -59,14 +59,15 @@ def close(have, want, tolerance):
 
 @settings(max_examples=12)
 @given(trees, seeds, st.sampled_from([(), (3,), (1,)]))
-def test_dot_and_norm(spec, seed, batch):
+def test_dot_norm_and_peak(spec, seed, batch):
     x, y = draw(spec, seed, batch), draw(spec, seed + 1, batch)
     b = len(batch)
-    have, norm = jax.jit(lambda x, y: (tree.dot(x, y, b), tree.norm(x, b)))(x, y)
+    have, norm, peak = jax.jit(lambda x, y: (tree.dot(x, y, b), tree.norm(x, b), tree.peak(x, b)))(x, y)
     assert (have.dtype, have.shape) == (jnp.float32, batch)
     # Sums in float32, whatever the leaves: no more than its round-off is lost.
     np.testing.assert_allclose(have, np.sum(long(x, b) * long(y, b), -1), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(norm, np.linalg.norm(long(x, b), axis=-1), rtol=1e-5)
+    np.testing.assert_array_equal(peak, np.max(np.abs(long(x, b)), axis=-1, initial=0))
 
 
 @given(trees, seeds, st.floats(-2, 2), st.booleans())

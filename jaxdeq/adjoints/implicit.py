@@ -59,12 +59,13 @@ class Implicit:
                 max_steps=limits.max_steps if self.max_steps is None else self.max_steps,
             )
             _, vjp = jax.vjp(apply, params, z)
-            # For a cotangent of length one, so that squares of it neither under- nor overflow.
-            length = jax.lax.stop_gradient(tree.norm(g, problem.batch))
-            length = jnp.where((length > 0) & jnp.isfinite(length), length, 1)
-            unit = tree.scale(1 / length, g)
+            # For a cotangent of size one, so that squares of it neither under- nor overflow.
+            size = jax.lax.stop_gradient(tree.peak(g, problem.batch))
+            tiny = float(jnp.finfo(size.dtype).tiny)
+            size = jnp.clip(size, tiny, 1 / (4 * tiny))  # its reciprocal is a normal number
+            unit = tree.scale(1 / size, g)
             u, stats = solve(self, solver, lambda u: tree.axpy(1.0, vjp(u)[1], unit), unit, budget, problem.batch)
-            u = tree.scale(length, u)
+            u = tree.scale(size, u)
             report = None if tap is None else BackwardStats(*(jnp.float32(s) for s in stats[:3]))
             return vjp(u)[0], report
 
