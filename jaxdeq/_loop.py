@@ -17,14 +17,15 @@ PATIENCE = 8  # steps without a new lowest residual there, before giving up
 
 
 class Progress(NamedTuple):
-    """The loop's carry: the solver's state, and per problem what was found so far."""
+    """The loop's carry: the solver's state, and per problem what was found so far.
+
+    Integers share an array: each kernel of the loop costs time to compile and to launch.
+    """
 
     state: Any
     z: Any  # the best iterate
     residual: jax.Array  # relative, of `z`
-    status: jax.Array
-    steps: jax.Array  # evaluations up to this problem's stop
-    stalled: jax.Array  # steps since `z` last changed
+    counts: jax.Array  # [3, *batch]: status; evaluations up to this problem's stop; steps since `z` last changed
     done: jax.Array  # steps made
     trace: jax.Array  # [trace, *batch]
 
@@ -46,20 +47,19 @@ def start(solver: Solver, f: Map, z0: Any, limits: Limits, trace: int) -> Progre
     state = solver.init(f, z0)
     if hasattr(state, "left"):  # added, so that it is spread over the mesh as the solver's count will be
         state = state._replace(left=state.left + jnp.max(budget))
+    zero = full(0, jnp.int32)
     return Progress(
         state=state,
         z=z0,
         residual=full(jnp.inf, jnp.float32),
-        status=jnp.where(budget > 0, full(RUNNING, jnp.int32), jnp.int32(Status.MAX_STEPS)),
-        steps=full(0, jnp.int32),
-        stalled=full(0, jnp.int32),
+        counts=jnp.stack([jnp.where(budget > 0, full(RUNNING, jnp.int32), jnp.int32(Status.MAX_STEPS)), zero, zero]),
         done=jnp.int32(0),
         trace=full(jnp.nan, jnp.float32, (trace,)),
     )
 
 
 def running(p: Progress) -> jax.Array:
-    return jnp.any(p.status == RUNNING)
+    return jnp.any(p.counts[0] == RUNNING)
 
 
 def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
@@ -74,13 +74,14 @@ def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
     eps = tree.resolution(z)
     rtol = jnp.maximum(jnp.asarray(limits.rtol, size.dtype), 2 * eps)
     converged = finite & (error <= jnp.asarray(limits.atol, size.dtype) + rtol * size)
-    active = p.status == RUNNING
+    before, steps, stalled = p.counts
+    active = before == RUNNING
     better = active & finite & (converged | (residual < p.residual))
-    stalled = jnp.where(better, 0, p.stalled + 1)
+    stalled = jnp.where(better, 0, stalled + 1)
     lowest = jnp.where(better, residual, p.residual)
     at_noise = (lowest <= min(NOISE * eps, COARSE)) & (stalled >= PATIENCE)
 
-    steps = jnp.where(active, p.steps + made, p.steps)
+    steps = jnp.where(active, steps + made, steps)
     given_up = at_noise | (steps >= jnp.asarray(limits.max_steps, jnp.int32))
     status = jnp.where(given_up, jnp.int32(Status.MAX_STEPS), jnp.int32(RUNNING))
     status = jnp.where(finite, status, jnp.int32(Status.NONFINITE))
@@ -89,9 +90,7 @@ def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
         state=state,
         z=tree.where(better, state.z, p.z),
         residual=lowest,
-        status=jnp.where(active, status, p.status),
-        steps=steps,
-        stalled=stalled,
+        counts=jnp.stack([jnp.where(active, status, before), steps, stalled]),
         done=p.done + 1,
         trace=record(p.trace, p.done, jnp.where(active, residual, jnp.nan)),
     )
@@ -113,8 +112,9 @@ def relative(error: jax.Array, size: jax.Array) -> jax.Array:
 
 
 def finish(p: Progress) -> Solution:
-    status = jnp.where(p.status == RUNNING, jnp.int32(Status.MAX_STEPS), p.status)
-    return Solution(p.z, Stats(p.steps, p.residual, status, jnp.moveaxis(p.trace, 0, -1)))
+    status, steps, _ = p.counts
+    status = jnp.where(status == RUNNING, jnp.int32(Status.MAX_STEPS), status)
+    return Solution(p.z, Stats(steps, p.residual, status, jnp.moveaxis(p.trace, 0, -1)))
 
 
 def _difference(fz, z):

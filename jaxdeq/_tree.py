@@ -94,7 +94,7 @@ def norms(vectors: tuple, batch: int = 0) -> tuple[jax.Array, ...]:
     """
     squares = jnp.stack([dot(x, x, batch) for x in vectors])
     info = jnp.finfo(squares.dtype)
-    safe = (squares < info.max) & (squares > info.tiny / info.eps)
+    safe = lambda: (squares < info.max) & (squares > info.tiny / info.eps)
 
     def careful(vectors):
         # Scaled by exact powers of two. Not by the largest entry: its reciprocal can be subnormal, and is
@@ -103,11 +103,9 @@ def norms(vectors: tuple, batch: int = 0) -> tuple[jax.Array, ...]:
         down, up = jnp.where(squares > 1, 1 / unit, unit), jnp.where(squares > 1, unit, 1 / unit)
         scaled = [[along(d, p) * p for p in _parts(x, d.dtype)] for x, d in zip(vectors, down, strict=True)]
         # Two ways of rounding: which one a problem gets must not depend on its batch mates.
-        return jnp.where(safe, squares, jnp.stack([dot(x, x, batch) for x in scaled])), jnp.where(safe, 1, up)
+        return jnp.where(safe(), jnp.sqrt(squares), up * jnp.sqrt(jnp.stack([dot(x, x, batch) for x in scaled])))
 
-    plain = lambda _: (squares, jnp.ones_like(squares))
-    squares, up = lax.cond(jnp.all(safe), plain, careful, vectors)
-    return tuple(jnp.sqrt(squares) * up)
+    return tuple(lax.cond(jnp.all(safe()), lambda _: jnp.sqrt(squares), careful, vectors))
 
 
 def peak(x, batch: int = 0) -> jax.Array:
