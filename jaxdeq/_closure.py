@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxdeq import _checks as check
 from jaxdeq._fingerprint import fingerprint
+from jaxdeq._inline import inline
 from jaxdeq._types import Z
 
 # Python scalars other than floats stay Python values, so that `range(n)` and `if flag:` work on them.
@@ -49,7 +50,7 @@ class Hoisted:
 
 
 def hoist(f: Callable[..., Any], z: Any, args: tuple = ()) -> tuple[Any, list[Any], Any]:
-    """Traces `f(z, *args)` once.
+    """Traces `f(z, *args)` once, and into functions that are jitted.
 
     Returns:
       The jaxpr with inputs `operands` then the leaves of `z`; the operands, which are all arrays
@@ -66,8 +67,8 @@ def hoist(f: Callable[..., Any], z: Any, args: tuple = ()) -> tuple[Any, list[An
 
     closed, shapes = jax.make_jaxpr(call, return_shape=True)(dynamic, z)
     jaxpr = closed.jaxpr
-    consts = list(closed.consts)
-    opened = rewrite(jaxpr, constvars=(), invars=(*jaxpr.constvars, *jaxpr.invars))
+    eqns, outvars, constvars, consts = inline(jaxpr, closed.consts)
+    opened = rewrite(jaxpr, constvars=(), invars=(*constvars, *jaxpr.invars), eqns=eqns, outvars=outvars)
     return opened, consts + dynamic, shapes
 
 

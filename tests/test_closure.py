@@ -82,7 +82,14 @@ def identity(z):
     return z
 
 
-MAPS = [injected, shared, layered, dropout, constant, operand, identity]
+@jax.jit
+def jitted(z):
+    """Jitted functions in a jitted one, one of them called twice, one without an operation."""
+    push = jax.jit(lambda w, z: w @ jnp.where(z > 0, z, 0.5 * z))
+    return jnp.tanh(push(W, jax.jit(identity)(z)) + push(W, X))
+
+
+MAPS = [injected, shared, layered, jitted, dropout, constant, operand, identity]
 
 
 @pytest.mark.parametrize("f", MAPS)
@@ -93,7 +100,7 @@ def test_the_map_is_unchanged(f):
     np.testing.assert_allclose(rest(left, Z), f(Z), rtol=1e-6)
 
 
-@pytest.mark.parametrize("f", MAPS[:4])
+@pytest.mark.parametrize("f", MAPS[:5])
 def test_gradients_are_unchanged(f):
     """With respect to everything closed over, through both parts."""
     hoisted, operands = traced(f)
@@ -121,6 +128,21 @@ def test_what_does_not_depend_on_z_is_evaluated_once():
     assert "random_bits" not in body
     body, _ = loop_body(constant)
     assert "dot_general" not in body
+
+
+def test_jitted_functions_are_looked_into():
+    body, whole = loop_body(jitted)
+    assert (body.count("dot_general"), whole.count("dot_general")) == (1, 2)
+    _, operands = traced(jitted)
+    assert {operand.shape for operand in operands} == {(3, 3), (3,)}  # `W` and `X` are no constants of the program
+
+
+def test_jitted_with_a_sharding_stays_a_call():
+    alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    f = jax.jit(injected, out_shardings=alone)
+    hoisted, operands = traced(f)
+    assert [eqn.primitive.name for eqn in hoisted.jaxpr.eqns] == ["jit"]
+    np.testing.assert_allclose(hoisted(operands, Z), injected(Z), rtol=1e-6)
 
 
 def test_normalised_weights_are_evaluated_once_and_differentiated():

@@ -37,6 +37,7 @@ CALLS = {
     "same function, floats": (lambda a: fixed_point(layer, X, a), FLOATS),
     "numpy": (lambda a: fixed_point(layer, np.ones(3, np.float32), np.float32(a)), FLOATS),
     "new lambdas": (lambda a: fixed_point(lambda z: layer(z, a), X), ARRAYS),
+    "new lambdas, jitted": (lambda a: fixed_point(jax.jit(lambda z: layer(z, a)), X), ARRAYS),
     "new lambdas with rules inside": (lambda a: fixed_point(lambda z: a * jax.nn.relu(z) + X, X), ARRAYS),
     "partial": (lambda a: fixed_point(partial(layer, a=a), X), ARRAYS),
     "new limits": (lambda a: fixed_point(layer, X, 0.5, rtol=a, atol=a / 2, max_steps=int(200 * a)), FLOATS),
