@@ -72,7 +72,7 @@ def stiff(plan: Plan) -> Iterator[Row]:
 
 
 def compile(plan: Plan) -> Iterator[Row]:
-    """Time to compile, tracing included, a solve and its gradient, in that of `f` and its vjp, as one program or each alone."""
+    """Time to trace and compile a solve and its gradient, in that of `f` and its vjp, as one or each alone."""
     problem = problems.attention(2, 4, 8, heads=2) if plan.tiny else problems.attention(8, 64, 128)
     value = lambda apply: lambda params, z0: jnp.sum(apply(lambda z, p: problem.f(z, p), z0, params))
     gradient = lambda apply: jax.value_and_grad(value(apply), (0, 1))
