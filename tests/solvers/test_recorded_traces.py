@@ -1,4 +1,4 @@
-"""Against the PyTorch code's solvers: no more evaluations to the residuals they reached, and on from where they stall."""
+"""Against the PyTorch code's solvers: no more evaluations to the same residual, and on from where they stall."""
 
 from pathlib import Path
 
