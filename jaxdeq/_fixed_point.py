@@ -29,8 +29,8 @@ def fixed_point(
     """Solves `z = f(z, *args)` and lets gradients flow through the solution.
 
     Stops when `norm(f(z) - z) <= atol + rtol * norm(f(z))`, norms taken over all leaves together
-    in float32 or better. A relative tolerance below twice the machine epsilon of `z` counts as
-    that. Not converging is an answer, not an exception: see `Stats.status`.
+    in float32 or better. A relative tolerance below twice the machine epsilon of `z` (of its
+    coarsest leaf) counts as that. Not converging is an answer, not an exception: see `Stats.status`.
 
     Gradients flow to `args` and to every array that `f` closes over; `z0` gets a zero gradient.
     Parts of `f` that do not depend on `z` are evaluated once.

@@ -40,7 +40,7 @@ def inline(jaxpr: Any, consts: list[Any]) -> tuple[list[Any], list[Any], list[An
 
 
 def _is_plain(eqn) -> bool:
-    if eqn.primitive.name not in ("jit", "pjit"):
+    if eqn.primitive.name != "jit":
         return False
     p = eqn.params
     free = all(type(s).__name__ == "UnspecifiedValue" for s in (*p["in_shardings"], *p["out_shardings"]))
