@@ -1,19 +1,21 @@
 """The layer whose fixed point a DEQ-Transformer computes."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int32
 
 from jaxdeq._tree import wide_dtype
 from jaxdeq.models import _entries
+from jaxdeq.models._axes import CHANNELS, INNER, whole
 from jaxdeq.models._entries import Entry
 from jaxdeq.models._lm_config import LMConfig
+from jaxdeq.models._lm_feed_forward import FeedForward
 from jaxdeq.models._lm_layers import dropout, layer_norm, linear_entries, normalised_linear, small, weights
 
 
@@ -32,7 +34,7 @@ class Memory(NamedTuple):
 
     def extend(self, z: Array, u: Array, room: int) -> "Memory":
         """With further positions on the right, of which the last `room` are kept; held constant."""
-        join = lambda old, new: jnp.concatenate([old, new], axis=1)[:, -room:]
+        join = lambda old, new: jnp.concatenate([whole(old, 1), whole(new, 1)], axis=1)[:, -room:]
         length = jnp.minimum(self.length + z.shape[1], room).astype(jnp.int32)
         return jax.lax.stop_gradient(Memory(join(self.z, z), join(self.u, u), length))
 
@@ -80,7 +82,7 @@ class Attention(nnx.Module):
         self.position_bias = nnx.Param(small(rngs.params(), each, dtype))
         self.inputs = normalised_linear(width, 3 * width, config, rngs, bias=False)
         self.distances = normalised_linear(width, width, config, rngs, bias=False)
-        self.output = normalised_linear(width, width, config, rngs)
+        self.output = normalised_linear(width, width, config, rngs, axes=(INNER, CHANNELS))
         self.drop_weights = dropout(config.attention_dropout, rngs, shared=())
         self.drop_output = dropout(config.dropout, rngs)
         self.window = config.window
@@ -88,6 +90,7 @@ class Attention(nnx.Module):
 
     def __call__(self, z: Array, u: Array, memory: Memory, positions: Array) -> Array:
         q, k, v = self._project(z, u)
+        k, v = whole(k, 1), whole(v, 1)  # each query needs those of all positions
         if memory.z.shape[1]:
             _, old_k, old_v = self._project(memory.z, memory.u)
             k, v = jnp.concatenate([old_k, k], axis=1), jnp.concatenate([old_v, v], axis=1)
@@ -99,9 +102,13 @@ class Attention(nnx.Module):
         return y if self.pre_norm else layer_norm(y)
 
     def _project(self, z, u):
-        """Queries, keys and values, `[batch, length, heads, each]`."""
-        y = self.inputs(layer_norm(z) if self.pre_norm else z)
-        return [self._split(part) for part in jnp.split(y + u.astype(y.dtype), 3, axis=-1)]
+        """Queries, keys and values, `[batch, length, heads, each]`: one product, in which heads may be spread."""
+        kernel, _ = weights(self.inputs)
+        each = (3, self.heads, kernel.shape[0] // self.heads)
+        z = (layer_norm(z) if self.pre_norm else z).astype(kernel.dtype)
+        y = jnp.einsum("bld,dphe->blphe", z, kernel.reshape(-1, *each))
+        y = y + u.astype(kernel.dtype).reshape(*u.shape[:2], *each)
+        return [y[:, :, part] for part in range(3)]
 
     def _split(self, x):
         return x.reshape(*x.shape[:-1], self.heads, -1)
@@ -130,11 +137,16 @@ def shift(x: Float[Array, "batch heads queries keys"]) -> Float[Array, "batch he
     """From scores by distance, the last one 0, to scores by key.
 
     Row `i` moves left by `queries - 1 - i`. What then stands right of a query's own position is of no
-    meaning. Padding and reshaping move all rows at once.
+    meaning. Every row moves alone, so that queries may lie on several devices: padding and reshaping,
+    which moves all at once, would make these exchange the scores. (On a CPU rows alone are three
+    times as fast, and their gradient is slower by as much: of an attention's gradient a tenth.)
     """
-    batch, heads, queries, keys = x.shape
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (1, 0)))
-    return x.reshape(batch, heads, keys + 1, queries)[:, :, 1:].reshape(batch, heads, queries, keys)
+    queries, keys = x.shape[2:]
+    lies = jax.typeof(x).sharding
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, queries - 1)))
+    starts = jnp.arange(queries - 1, -1, -1, dtype=jnp.int32, out_sharding=NamedSharding(lies.mesh, P(lies.spec[2])))
+    move = lambda rows, start: lax.dynamic_slice_in_dim(rows, start, keys, axis=-1)
+    return jax.vmap(move, (2, 0), 2)(x, starts)
 
 
 def visible(queries: int, keys: int, window: int, past: Array) -> Array:
@@ -143,59 +155,3 @@ def visible(queries: int, keys: int, window: int, past: Array) -> Array:
     key = jnp.arange(keys, dtype=jnp.int32)
     query = memory + jnp.arange(queries, dtype=jnp.int32)[:, None]
     return (key <= query) & (key > query - window) & (key >= memory - past)
-
-
-class FeedForward(nnx.Module):
-    """A wide layer of rectified units, with its input added: pre-LN, the normalised input."""
-
-    def __init__(self, config: LMConfig, rngs: nnx.Rngs, parts: int):
-        self.widen = normalised_linear(config.width, config.inner, config, rngs)
-        self.narrow = normalised_linear(config.inner, config.width, config, rngs)
-        self.drop_inner = dropout(config.dropout, rngs)
-        self.drop_output = dropout(config.dropout, rngs)
-        self.pre_norm = config.pre_norm
-        self.parts = parts
-
-    def __call__(self, h: Array) -> Array:
-        if self.pre_norm:
-            h = layer_norm(h)
-        y = h + self.drop_output(self._inside(h)).astype(h.dtype)
-        return y if self.pre_norm else layer_norm(y)
-
-    def _inside(self, h):
-        parts = min(self.parts, h.shape[1])
-        if parts == 1:
-            return self.narrow(self.drop_inner(jax.nn.relu(self.widen(h))))
-        # What all parts share comes first: outside of the loop a solve computes it once.
-        (widen, bias), (narrow, offset) = weights(self.widen), weights(self.narrow)
-        mask = self.drop_inner(jnp.ones((len(h), 1, len(narrow)), widen.dtype))
-
-        def part(h):
-            y = h @ widen + bias
-            active = checkpoint_name(y > 0, ACTIVE)
-            return jnp.where(active, y, 0) * mask @ narrow + offset
-
-        return in_parts(part, h.astype(widen.dtype), parts)
-
-    def torch_entries(self, name: str) -> list[Entry]:
-        return [
-            *linear_entries(f"{name}.ff1_net", self.widen),
-            *linear_entries(f"{name}.ff2_net", self.narrow),
-        ]
-
-
-ACTIVE = "active units"
-
-
-def in_parts(f: Callable[[Array], Array], x: Array, parts: int) -> Array:
-    """Applies `f` to every `parts`-th position of `[batch, length, width]`, then to their neighbours, and so on.
-
-    For the gradient it keeps nothing of the inside of `f` but what is called `ACTIVE`, and computes
-    the rest anew. Positions that are spread over a mesh stay where they are.
-    """
-    batch, length, width = x.shape
-    x = jnp.pad(x, ((0, 0), (0, -length % parts), (0, 0)))
-    x = jnp.moveaxis(x.reshape(batch, -1, parts, width), 2, 0)
-    keep = jax.checkpoint_policies.save_only_these_names(ACTIVE)
-    y = jnp.moveaxis(lax.map(jax.checkpoint(f, policy=keep, prevent_cse=False), x), 0, 2)
-    return y.reshape(batch, -1, width)[:, :length]

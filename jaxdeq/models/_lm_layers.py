@@ -1,5 +1,7 @@
 """Layers of a DEQ-Transformer, with the conventions of PyTorch that its weights were made under."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from flax import nnx
 
 from jaxdeq._tree import wide
 from jaxdeq.models import _entries
+from jaxdeq.models._axes import CHANNELS, named
 from jaxdeq.models._entries import Entry
 from jaxdeq.models._lm_config import LMConfig
 from jaxdeq.nn import VariationalDropout, WeightNorm
@@ -29,25 +32,20 @@ def layer_norm(x: jax.Array) -> jax.Array:
     return (y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + EPS)).astype(x.dtype)
 
 
-def linear(inputs: int, outputs: int, config: LMConfig, rngs: nnx.Rngs, *, bias: bool = True) -> nnx.Linear:
-    """A linear layer that starts from N(0, 0.01) and zeros."""
-    return _linear(inputs, outputs, config, rngs, small, bias)
+def linear(
+    inputs: int,
+    outputs: int,
+    config: LMConfig,
+    rngs: nnx.Rngs,
+    *,
+    bias: bool = True,
+    init: nnx.Initializer = small,
+    axes: tuple[str | None, str | None] = (CHANNELS, None),
+) -> nnx.Linear:
+    """A linear layer that starts from N(0, 0.01) and zeros.
 
-
-def normalised_linear(
-    inputs: int, outputs: int, config: LMConfig, rngs: nnx.Rngs, *, bias: bool = True
-) -> nnx.Linear | WeightNorm:
-    """A linear layer, weight-normalised if the configuration says so.
-
-    It then starts from PyTorch's default, not from N(0, 0.01): the reference draws that too, but
-    into a kernel that is computed anew from lengths and directions before each use.
+    `axes` names its inputs and outputs, for rules that lay it out on a mesh.
     """
-    if not config.weight_norm:
-        return linear(inputs, outputs, config, rngs, bias=bias)
-    return WeightNorm(_linear(inputs, outputs, config, rngs, _default, bias))
-
-
-def _linear(inputs, outputs, config, rngs, init, bias):
     return nnx.Linear(
         inputs,
         outputs,
@@ -55,17 +53,31 @@ def _linear(inputs, outputs, config, rngs, init, bias):
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.dtype(config.param_dtype),
         kernel_init=init,
+        kernel_metadata=named(*axes),
         rngs=rngs,
     )
 
 
+def normalised_linear(
+    inputs: int, outputs: int, config: LMConfig, rngs: nnx.Rngs, **settings: Any
+) -> nnx.Linear | WeightNorm:
+    """A linear layer, weight-normalised if the configuration says so; `settings` as for `linear`.
+
+    It then starts from PyTorch's default, not from N(0, 0.01): the reference draws that too, but
+    into a kernel that is computed anew from lengths and directions before each use.
+    """
+    if not config.weight_norm:
+        return linear(inputs, outputs, config, rngs, **settings)
+    return WeightNorm(linear(inputs, outputs, config, rngs, init=_default, **settings))
+
+
 def weights(layer: nnx.Linear | WeightNorm) -> tuple[jax.Array, jax.Array]:
-    """Kernel and bias that a layer with a bias computes with."""
+    """Kernel and bias that a layer computes with; zeros without a bias."""
     plain = layer.layer if isinstance(layer, WeightNorm) else layer
     assert isinstance(plain, nnx.Linear)
-    assert plain.bias is not None
     kernel = layer.kernel() if isinstance(layer, WeightNorm) else plain.kernel[...]
-    return kernel.astype(plain.dtype), plain.bias[...].astype(plain.dtype)
+    bias = jnp.zeros(kernel.shape[-1], kernel.dtype) if plain.bias is None else plain.bias[...]
+    return kernel.astype(plain.dtype), bias.astype(plain.dtype)
 
 
 def linear_entries(name: str, layer: nnx.Linear | WeightNorm, ndim: int = 2) -> list[Entry]:

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from jaxdeq._tree import wide_dtype
 from jaxdeq.models import _entries
+from jaxdeq.models._axes import CHANNELS, named
 from jaxdeq.models._entries import Entry
 from jaxdeq.models._lm_config import LMConfig
 from jaxdeq.models._lm_layers import small
@@ -59,7 +62,7 @@ class Embedding(_Vocabulary):
         return total * self.scale
 
     def _look_up(self, i, number):
-        vectors = self.tables[i][...][number].astype(self.dtype)
+        vectors = _rows(self.tables[i][...], number).astype(self.dtype)
         if not self.projections:
             return vectors
         return vectors @ self.projections[i][...].astype(self.dtype).T
@@ -171,7 +174,19 @@ class Softmax(_Vocabulary):
 
 def _drawer(config, rngs):
     dtype = jnp.dtype(config.param_dtype)
-    return lambda shape: nnx.Param(small(rngs.params(), shape, dtype))
+
+    def draw(shape):
+        # One axis may be spread: words, or a projection's width. What no mesh can divide stays whole.
+        axis = CHANNELS if shape[0] % 8 == 0 else None
+        return nnx.Param(small(rngs.params(), shape, dtype), **named(axis, None))
+
+    return draw
+
+
+def _rows(table, number):
+    """Which lie as their numbers do; Explicit mesh axes want to be told."""
+    lies = jax.typeof(number).sharding
+    return table.at[number].get(out_sharding=NamedSharding(lies.mesh, P(*lies.spec, None)))
 
 
 def _pick(logits, number):
