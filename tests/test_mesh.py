@@ -1,7 +1,6 @@
 """On a simulated 4 x 2 mesh: the answers of one device, kept where they are, and next to no communication."""
 
 import math
-import re
 from collections import Counter
 from functools import cache, partial
 
@@ -14,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxdeq
 from jaxdeq import adjoints, solvers
+from tests.collectives import collectives
 
 pytestmark = pytest.mark.mesh
 
@@ -37,7 +37,6 @@ W = 0.4 * jax.random.normal(jax.random.key(0), (SIZE, SIZE)) / SIZE**0.5
 X = jax.random.normal(jax.random.key(1), (BATCH, SIZE))
 STATE = P("data", "model")
 KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
-COLLECTIVE = r"= (\([^)]*\)|\S+) ((?:all-|reduce-scatter|collective-)[a-z-]*?)(?:-start)?\("
 
 
 @pytest.fixture(params=KINDS)
@@ -95,12 +94,8 @@ def check(mesh, adjoint=ADJOINTS[0], **settings):
 def large(text):
     """The collectives of a compiled program by kind and shape, but for all-reduces of a few numbers a problem."""
     few = (HISTORY + 3) * BATCH // 4
-    found = Counter()
-    for results, kind in re.findall(COLLECTIVE, re.sub(r"\{[^}]*\}|/\*.*?\*/", "", text)):
-        for shape in re.findall(r"\[([\d,]*)\]", results):
-            if kind != "all-reduce" or math.prod(int(n) for n in shape.split(",") if n) > few:
-                found[kind, shape] += 1
-    return found
+    found = collectives(text)
+    return Counter({what: n for what, n in found.items() if what[0] != "all-reduce" or math.prod(what[1]) > few})
 
 
 @pytest.mark.parametrize(("solver", "batched"), CASES)

@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections import Counter
 from functools import cache
 
 import chex
@@ -18,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdeq import adjoints, solvers
 from jaxdeq.models import Branch, MDEQClassifier, MDEQConfig
+from tests.collectives import collectives
 from tests.models.mdeq_recording import cross_entropy
 
 pytestmark = pytest.mark.mesh
@@ -34,7 +34,6 @@ CONFIG = MDEQConfig(
     rtol=0.0,  # all applications, on every mesh
     max_steps=STEPS,
 )
-COLLECTIVE = r"= (\([^)]*\)|\S+) ((?:all-|reduce-scatter|collective-)[a-z-]*?)(?:-start)?\("
 
 
 def draw(variable):
@@ -76,15 +75,6 @@ def alone(f):
     """On one device."""
     args = (PARAMS, REST, X) if f is evaluate else (PARAMS, REST, X, LABELS)
     return jax.device_get(compiled(f, *args)(*args))
-
-
-def collectives(text):
-    """Each by kind and shape."""
-    found = Counter()
-    for results, kind in re.findall(COLLECTIVE, re.sub(r"\{[^}]*\}|/\*.*?\*/", "", text)):
-        for shape in re.findall(r"\[([\d,]*)\]", results):
-            found[kind, tuple(int(n) for n in shape.split(",") if n)] += 1
-    return found
 
 
 def same(got, want):

@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections import Counter
 from functools import cache
 
 import chex
@@ -17,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdeq import adjoints, solvers
 from jaxdeq.models import DEQTransformerConfig, DEQTransformerLM, Memory
+from tests.collectives import collectives
 
 pytestmark = pytest.mark.mesh
 
@@ -25,8 +25,6 @@ CONFIG = DEQTransformerConfig(
     vocab=48, width=WIDTH, heads=HEADS, inner=INNER, embed=WIDTH, memory=MEMORY, parts=3,
     solver=solvers.Picard(), adjoint=adjoints.Implicit(), rtol=0.0, max_steps=3,
 )  # fmt: skip
-COLLECTIVE = r"= (\([^)]*\)|\S+) ((?:all-|reduce-scatter|collective-)[a-z-]*?)(?:-start)?\("
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def draw(variable):
@@ -59,7 +57,7 @@ def gradient(params, rest, tokens, memory):
 
 
 def compiled(f, *args):
-    return jax.jit(f, compiler_options=QUICK).lower(*args).compile()
+    return jax.jit(f).lower(*args).compile()
 
 
 @cache
@@ -67,15 +65,6 @@ def alone(f):
     """On one device."""
     args = (PARAMS, REST, TOKENS, PAST)
     return jax.device_get(compiled(f, *args)(*args))
-
-
-def collectives(text):
-    """Each by kind and shape."""
-    found = Counter()
-    for results, kind in re.findall(COLLECTIVE, re.sub(r"\{[^}]*\}|/\*.*?\*/", "", text)):
-        for shape in re.findall(r"\[([\d,]*)\]", results):
-            found[kind, tuple(int(n) for n in shape.split(",") if n)] += 1
-    return found
 
 
 def same(got, want):
