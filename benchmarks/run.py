@@ -11,9 +11,10 @@ from pathlib import Path
 import jax
 import tyro
 
-from benchmarks import table
-from benchmarks.cases import CASES, Plan, Row
+from benchmarks import cases, models, table
+from benchmarks.cases import Plan, Row
 
+CASES = {**cases.CASES, **models.CASES}
 Name = tyro.extras.literal_type_from_choices(CASES)
 README = Path(__file__).parent / "README.md"
 

@@ -2,16 +2,21 @@
 
 import pytest
 
-from benchmarks import cases, run, table
+from benchmarks import cases, models, run, table
 
 
-@pytest.mark.parametrize("name", ["step", "memory"])
+@pytest.mark.parametrize("name", ["step", "memory", "layer"])
 def test_a_case_runs(name, tmp_path):
     out = tmp_path / "results.json"
     results = run.main(run.Options(only=(name,), out=out, repetitions=1, tiny=True))
     assert out.read_text()
     assert {row["case"] for row in results["rows"]} == {name}
     assert all(row["ratio"] for row in results["rows"])
+
+
+def test_memory_of_a_training_step_does_not_depend_on_the_budget():
+    some, twice = models.training(cases.Plan(repetitions=1, tiny=True))
+    assert some.ratio == twice.ratio
 
 
 def test_tables_replace_the_ones_before():
