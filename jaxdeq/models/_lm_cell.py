@@ -47,9 +47,9 @@ class Memory(NamedTuple):
 class Cell(nnx.Module):
     """Attention, then a feed-forward layer."""
 
-    def __init__(self, config: LMConfig, rngs: nnx.Rngs, parts: int = 1):
+    def __init__(self, config: LMConfig, rngs: nnx.Rngs):
         self.attention = Attention(config, rngs)
-        self.feed_forward = FeedForward(config, rngs, parts)
+        self.feed_forward = FeedForward(config, rngs)
         self.width = config.width
         self.dtype = config.state_dtype
 

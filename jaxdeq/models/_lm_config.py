@@ -10,6 +10,8 @@ from jaxdeq import adjoints, solvers
 from jaxdeq._tree import wide_dtype
 from jaxdeq._types import Adjoint, Solver
 
+KEEP = ("all", "active", "nothing")
+
 
 @dataclass(frozen=True)
 class LMConfig:
@@ -32,6 +34,11 @@ class LMConfig:
       weight_norm: whether all matrices inside a layer are weight-normalised.
       window: positions that one position sees, itself included. The reference's 0 is 1000.
       memory: past positions that a call hands on, and the next one sees.
+      parts: how many parts the positions of a segment go through the feed-forward layer in, one
+        after another, so that its inside is held for one part at a time. 1: all at once.
+      keep: what a gradient keeps of the feed-forward layer's inside, of `inner` numbers a position;
+        the rest is computed anew, at the cost of one more product. `"all"`; `"active"`, which units
+        were active, a byte each and enough for products with the Jacobian; `"nothing"`.
       dropout: the rate of all dropout but that of attention weights.
       attention_dropout: the rate for attention weights.
       dtype: of matrix products and of an injection. The layers' outputs, attention weights,
@@ -57,13 +64,15 @@ class LMConfig:
     weight_norm: bool = True
     window: int = 1000
     memory: int = 150
+    parts: int = 1
+    keep: str = "all"
     dropout: float = 0.0
     attention_dropout: float = 0.0
     dtype: str = "float32"
     param_dtype: str = "float32"
 
     def __post_init__(self):
-        for name in ("vocab", "width", "heads", "inner", "embed", "divisor", "window", "memory"):
+        for name in ("vocab", "width", "heads", "inner", "embed", "divisor", "window", "memory", "parts"):
             check.count(name, getattr(self, name))
         for name in ("tie_tables", "pre_norm", "weight_norm"):
             check.flag(name, getattr(self, name))
@@ -72,6 +81,8 @@ class LMConfig:
             check.nonnegative(name, rate)
             if rate >= 1:
                 raise ValueError(f"{name} must be below 1, or nothing is left; got {rate}")
+        if self.keep not in KEEP:
+            raise ValueError(f"keep must be one of {', '.join(map(repr, KEEP))}; got {self.keep!r}")
         self._check_widths()
         self._check_clusters()
 
@@ -122,9 +133,6 @@ class DEQTransformerConfig(LMConfig):
 
     Attributes:
       vocab: see `LMConfig`, as for all others that are not below.
-      parts: how many parts the positions of a segment go through the feed-forward layer in, one
-        after another. With more than one, its inside is held for one part at a time, and computed
-        anew for the gradient but for which units were active. 1: all at once.
       unroll: applications in unrolled pre-training; for the argument of that name.
       solver: see `jaxdeq.fixed_point`, as for all below.
       adjoint: how gradients flow.
@@ -138,7 +146,6 @@ class DEQTransformerConfig(LMConfig):
       TypeError: as `LMConfig`.
     """
 
-    parts: int = 1
     unroll: int = 2
     solver: Solver = solvers.Anderson(history=6)
     adjoint: Adjoint = adjoints.Implicit()
@@ -149,5 +156,4 @@ class DEQTransformerConfig(LMConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check.count("parts", self.parts)
         check.count("unroll", self.unroll)

@@ -14,18 +14,24 @@ from jaxdeq.models._lm_config import LMConfig
 from jaxdeq.models._lm_layers import dropout, layer_norm, linear_entries, normalised_linear, weights
 
 ACTIVE = "active units"
+KEPT = {
+    "all": jax.checkpoint_policies.everything_saveable,
+    "active": jax.checkpoint_policies.save_only_these_names(ACTIVE),
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class FeedForward(nnx.Module):
     """A wide layer of rectified units, with its input added: pre-LN, the normalised input."""
 
-    def __init__(self, config: LMConfig, rngs: nnx.Rngs, parts: int):
+    def __init__(self, config: LMConfig, rngs: nnx.Rngs):
         self.widen = normalised_linear(config.width, config.inner, config, rngs, axes=(CHANNELS, INNER))
         self.narrow = normalised_linear(config.inner, config.width, config, rngs, axes=(INNER, CHANNELS))
         self.drop_inner = dropout(config.dropout, rngs)
         self.drop_output = dropout(config.dropout, rngs)
         self.pre_norm = config.pre_norm
-        self.parts = parts
+        self.parts = config.parts
+        self.keep = config.keep
 
     def __call__(self, h: Array) -> Array:
         if self.pre_norm:
@@ -34,9 +40,6 @@ class FeedForward(nnx.Module):
         return y if self.pre_norm else layer_norm(y)
 
     def _inside(self, h):
-        parts = min(self.parts, h.shape[1])
-        if parts == 1:
-            return self.narrow(self.drop_inner(jax.nn.relu(self.widen(h))), out_sharding=jax.typeof(h).sharding)
         # What all parts share comes first: outside of the loop a solve computes it once.
         (widen, bias), (narrow, offset) = weights(self.widen), weights(self.narrow)
         mask = self.drop_inner(jnp.ones((len(h), 1, len(narrow)), widen.dtype))
@@ -47,7 +50,11 @@ class FeedForward(nnx.Module):
             y = jnp.where(active, y, 0) * mask
             return jnp.matmul(y, narrow, out_sharding=jax.typeof(h).sharding) + offset
 
-        return in_parts(part, h.astype(widen.dtype), parts)
+        parts = min(self.parts, h.shape[1])
+        # In a loop XLA cannot merge what is computed anew with what was computed before; outside it must not.
+        f = jax.checkpoint(part, policy=KEPT[self.keep], prevent_cse=parts == 1)
+        h = h.astype(widen.dtype)
+        return f(h) if parts == 1 else in_parts(f, h, parts)
 
     def torch_entries(self, name: str) -> list[Entry]:
         return [
@@ -59,12 +66,10 @@ class FeedForward(nnx.Module):
 def in_parts(f: Callable[[Array], Array], x: Array, parts: int) -> Array:
     """Applies `f` to every `parts`-th position of `[batch, length, width]`, then to their neighbours, and so on.
 
-    For the gradient it keeps nothing of the inside of `f` but what is called `ACTIVE`, and computes
-    the rest anew. Positions that are spread over a mesh stay where they are.
+    Positions that are spread over a mesh stay where they are.
     """
     batch, length, width = x.shape
     x = jnp.pad(x, ((0, 0), (0, -length % parts), (0, 0)))
     x = jnp.moveaxis(x.reshape(batch, -1, parts, width), 2, 0)
-    keep = jax.checkpoint_policies.save_only_these_names(ACTIVE)
-    y = jnp.moveaxis(lax.map(jax.checkpoint(f, policy=keep, prevent_cse=False), x), 0, 2)
+    y = jnp.moveaxis(lax.map(f, x), 0, 2)
     return y.reshape(batch, -1, width)[:, :length]

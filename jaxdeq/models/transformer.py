@@ -64,7 +64,7 @@ class DEQTransformerLM(nnx.Module):
         self.injection = linear(config.width, 3 * config.width, config, rngs)
         self.positions = Positions(config)
         self.deq = DEQ(
-            Cell(config, rngs, config.parts),
+            Cell(config, rngs),
             solver=config.solver,
             adjoint=config.adjoint,
             rtol=config.rtol,
