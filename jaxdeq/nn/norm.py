@@ -22,7 +22,8 @@ class WeightNorm(nnx.Module):
 
     Args:
       layer: has a parameter `kernel`, as `nnx.Linear`, `nnx.Conv` and `nnx.Einsum` have. It keeps
-        `v` under that name, next to this layer's `scale`, which is `g`.
+        `v` under that name, next to this layer's `scale`, which is `g`, and whose axes have the
+        names of the kernel's where those have names for a mesh.
       axes: those of the kernel that count outputs, each with a length of its own; the norm runs
         over all others. The last one is right for linear and convolutional layers.
 
@@ -46,7 +47,8 @@ class WeightNorm(nnx.Module):
         kernel = _kernel(layer)
         self.layer = layer
         self.axes = (axes,) if isinstance(axes, int) else tuple(axes)
-        self.scale = nnx.Param(jnp.squeeze(_norm(kernel, self._others(kernel)), self._others(kernel)))
+        others = self._others(kernel)
+        self.scale = nnx.Param(jnp.squeeze(_norm(kernel, others), others), **_names(layer.kernel, others))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _with_kernel(self.layer, self.kernel())(*args, **kwargs)
@@ -147,6 +149,16 @@ def _kernel(layer) -> jax.Array:
     if not isinstance(kernel, nnx.Variable):
         raise TypeError(f"layer must have a parameter named kernel, as nnx.Linear has; got {type(layer).__name__}")
     return kernel[...]
+
+
+def _names(kernel: nnx.Variable, without: tuple[int, ...]) -> dict[str, Any]:
+    """Metadata that gives an array without these axes of the kernel the names of the others, if they have any."""
+    metadata = kernel.get_metadata()
+    names = metadata.get("out_sharding")
+    if names is None:
+        return {}
+    kept = tuple(name for axis, name in enumerate(names) if axis not in without)
+    return {"out_sharding": kept, "eager_sharding": metadata["eager_sharding"]}
 
 
 def _norm(x, axes):

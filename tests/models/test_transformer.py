@@ -19,6 +19,7 @@ from jaxdeq.models import (
     to_torch_state_dict,
     transformer_configs,
 )
+from jaxdeq.models._lm_config import KEEP
 from tests.models import transformer_by_hand as by_hand
 
 CONFIG = DEQTransformerConfig(
@@ -240,8 +241,29 @@ def test_gradients_reach_every_parameter_and_are_the_same_in_parts():
     for path, grad in jax.tree_util.tree_leaves_with_path(whole):
         assert jnp.isfinite(grad).all(), path
         assert jnp.abs(grad).max() > 1e-7, path
-    parts = gradients(replace(DROPPING, parts=3))  # 8 positions: 3, 3 and 2
-    chex.assert_trees_all_close(parts, whole, rtol=1e-3, atol=1e-4)
+    for settings in ({"parts": 3}, {"keep": "active"}, {"keep": "nothing", "parts": 3}):  # 8 positions: 3, 3 and 2
+        chex.assert_trees_all_close(gradients(replace(DROPPING, **settings)), whole, rtol=1e-3, atol=1e-4)
+
+
+def test_a_gradient_keeps_less_of_a_wide_layer():
+    """Unrolled, every application is kept: 8 of them, of 2 x 64 positions with 256 numbers inside."""
+
+    def temporaries(keep):
+        config = replace(CONFIG, inner=256, dropout=0.1, keep=keep)
+        model = nnx.eval_shape(lambda: DEQTransformerLM(config, rngs=nnx.Rngs(0)))
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+        def loss(params, rest, tokens):
+            out = nnx.merge(graphdef, params, rest, copy=True)(tokens, targets=tokens, unroll=8)
+            return jnp.mean(out.losses)
+
+        tokens = jax.ShapeDtypeStruct((2, 64), jnp.int32)
+        return jax.jit(jax.grad(loss)).lower(params, rest, tokens).compile().memory_analysis().temp_size_in_bytes
+
+    inside = 8 * 2 * 64 * 256
+    every, active, nothing = map(temporaries, KEEP)
+    assert every - active > 3 * inside, "a byte instead of a float32"
+    assert active - nothing > inside / 2
 
 
 def test_bfloat16_computes_and_float32_adds_up():
@@ -370,6 +392,7 @@ def test_what_it_refuses(unchecked):
         ({"tie_projections": (True,)}, r"one bool for each of 3 clusters; got \(True,\)"),
         ({"divisor": 1}, r"tie_projections needs projections"),
         ({"dropout": 1.0}, r"dropout must be below 1"),
+        ({"keep": "some"}, r"keep must be one of 'all', 'active', 'nothing'; got 'some'"),
         ({"memory": 0}, r"memory must be at least 1; got 0"),
     ):
         with pytest.raises(ValueError, match=text):

@@ -49,6 +49,15 @@ def test_weight_norm_over_several_output_axes():
     np.testing.assert_allclose(normed(inputs(3, 6)), layer(inputs(3, 6)), rtol=1e-5, atol=1e-6)
 
 
+def test_weight_norm_scales_have_the_names_of_the_kernels_axes():
+    names = {"out_sharding": ("in", "heads", "out"), "eager_sharding": False}
+    layer = nnx.Einsum("bi,iho->bho", (2, 3, 4), rngs=nnx.Rngs(0), kernel_metadata=names)
+    scale = WeightNorm(layer, axes=(-1, 1)).scale
+    assert scale.shape == (3, 4)
+    assert scale.get_metadata()["out_sharding"] == ("heads", "out")
+    assert "out_sharding" not in WeightNorm(nnx.Linear(2, 3, rngs=nnx.Rngs(0))).scale.get_metadata()
+
+
 def test_weight_norm_gradients():
     """Those of the formula; and the one of `v` is at right angles to `v`."""
     x = inputs(4, 6)
