@@ -156,7 +156,7 @@ def test_training_traces_under_explicit_axes(layout):
 
 
 def test_parameters_in_parts_on_every_device():
-    """FSDP, besides: every kernel is gathered before the solve, and none in a loop."""
+    """FSDP, besides: every parameter is gathered before the solve, and none in a loop."""
     mesh, args = spread(AxisType.Auto, *LAYOUTS["heads and inside"], inner="model", channels="data")
     whole = place(mesh, **MODEL_RULES)
 
@@ -173,6 +173,6 @@ def test_parameters_in_parts_on_every_device():
     assert {what for what, _ in collectives(loops)} == {"all-reduce"}
     gathers = {shape for what, shape in collectives(program.as_text()) if what == "all-gather"}
     injected = (BATCH // 4, LENGTH, 3, HEADS, WIDTH // HEADS)  # its cotangent, for a kernel that is whole
-    sizes = {leaf.size // n for leaf in kernels for n in (1, 2)}
+    sizes = {leaf.size // n for leaf in jax.tree.leaves(args[0]) for n in (1, 2)}
     assert gathers
     assert {math.prod(shape) for shape in gathers - {injected}} <= sizes
