@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import cases, models, run, table
+from benchmarks import cases, run, table
 
 
 @pytest.mark.parametrize("name", ["step", "memory", "layer"])
@@ -12,11 +12,6 @@ def test_a_case_runs(name, tmp_path):
     assert out.read_text()
     assert {row["case"] for row in results["rows"]} == {name}
     assert all(row["ratio"] for row in results["rows"])
-
-
-def test_memory_of_a_training_step_does_not_depend_on_the_budget():
-    some, twice = models.training(cases.Plan(repetitions=1, tiny=True))
-    assert some.ratio == twice.ratio
 
 
 def test_tables_replace_the_ones_before():

@@ -38,7 +38,8 @@ class LMConfig:
         after another, so that its inside is held for one part at a time. 1: all at once.
       keep: what a gradient keeps of the feed-forward layer's inside, of `inner` numbers a position;
         the rest is computed anew, at the cost of one more product. `"all"`; `"active"`, which units
-        were active, a byte each and enough for products with the Jacobian; `"nothing"`.
+        were active, a byte each and enough for products with the Jacobian; `"nothing"`. On a CPU, XLA
+        undoes it with `parts=1`.
       dropout: the rate of all dropout but that of attention weights.
       attention_dropout: the rate for attention weights.
       dtype: of matrix products and of an injection. The layers' outputs, attention weights,

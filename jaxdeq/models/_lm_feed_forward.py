@@ -14,8 +14,7 @@ from jaxdeq.models._lm_config import LMConfig
 from jaxdeq.models._lm_layers import dropout, layer_norm, linear_entries, normalised_linear, weights
 
 ACTIVE = "active units"
-KEPT = {
-    "all": jax.checkpoint_policies.everything_saveable,
+POLICIES = {
     "active": jax.checkpoint_policies.save_only_these_names(ACTIVE),
     "nothing": jax.checkpoint_policies.nothing_saveable,
 }
@@ -51,10 +50,11 @@ class FeedForward(nnx.Module):
             return jnp.matmul(y, narrow, out_sharding=jax.typeof(h).sharding) + offset
 
         parts = min(self.parts, h.shape[1])
-        # In a loop XLA cannot merge what is computed anew with what was computed before; outside it must not.
-        f = jax.checkpoint(part, policy=KEPT[self.keep], prevent_cse=parts == 1)
+        if self.keep != "all":
+            # In a loop XLA cannot merge what is computed anew with what was computed before; outside it must not.
+            part = jax.checkpoint(part, policy=POLICIES[self.keep], prevent_cse=parts == 1)
         h = h.astype(widen.dtype)
-        return f(h) if parts == 1 else in_parts(f, h, parts)
+        return part(h) if parts == 1 else in_parts(part, h, parts)
 
     def torch_entries(self, name: str) -> list[Entry]:
         return [

@@ -1,0 +1,48 @@
+"""Temporary memory of training steps, read from compiled programs that are never run."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from benchmarks.models import LENGTH, SMALL, temporaries
+from jaxdeq.models import (
+    Branch,
+    DEQTransformerLM,
+    MDEQClassifier,
+    MDEQConfig,
+    TransformerXL,
+    transformer_configs,
+    transformer_xl_wt103,
+)
+
+IMAGES = MDEQConfig((Branch(8, 4), Branch(16, 4)), classes=3, groups=4, expansion=2, final_channels=8)
+
+
+@pytest.mark.slow
+def test_wt103_takes_less_than_half_of_a_transformer_xl():
+    config = replace(transformer_configs.wt103_reg(), memory=LENGTH)
+    assert temporaries(DEQTransformerLM, config) < 0.5 * temporaries(TransformerXL, transformer_xl_wt103())
+
+
+def test_a_transformers_step_does_not_grow_with_the_budget():
+    sizes = [temporaries(DEQTransformerLM, replace(SMALL, max_steps=budget)) for budget in (3, 300)]
+    assert sizes[0] == sizes[1] > 0
+
+
+def test_a_multiscale_models_step_does_not_grow_with_the_budget():
+    def size(budget):
+        model = nnx.eval_shape(lambda: MDEQClassifier(replace(IMAGES, max_steps=budget), rngs=nnx.Rngs(0)))
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+        def loss(params, rest, images):
+            out = nnx.merge(graphdef, params, rest, copy=True)(images, key=jax.random.key(0))
+            return jnp.sum(out.logits**2) + out.penalty
+
+        images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+        compiled = jax.jit(jax.grad(loss)).lower(params, rest, images).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert size(3) == size(300) > 0
