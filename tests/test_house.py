@@ -17,7 +17,7 @@ PACKAGE = ROOT / "jaxdeq"
 # Each floor imports from the rows before its own, never from its own row, but that a package's
 # files may import its private ones. `__init__` stands for the public names: `from jaxdeq import fixed_point`.
 FLOORS = [
-    {"_checks", "_fingerprint", "_inline", "_search", "_tree", "_types"},
+    {"_checks", "_eliminate", "_fingerprint", "_inline", "_search", "_tree", "_types"},
     {"_closure", "_loop", "solvers"},
     {"_split"},
     {"_rule"},

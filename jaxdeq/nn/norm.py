@@ -48,7 +48,7 @@ class WeightNorm(nnx.Module):
         self.layer = layer
         self.axes = (axes,) if isinstance(axes, int) else tuple(axes)
         others = self._others(kernel)
-        self.scale = nnx.Param(jnp.squeeze(_norm(kernel, others), others), **_names(layer.kernel, others))
+        self.scale = nnx.Param(jnp.squeeze(_norm(kernel, others), others), **_names(layer, others))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _with_kernel(self.layer, self.kernel())(*args, **kwargs)
@@ -151,9 +151,9 @@ def _kernel(layer) -> jax.Array:
     return kernel[...]
 
 
-def _names(kernel: nnx.Variable, without: tuple[int, ...]) -> dict[str, Any]:
+def _names(layer: Any, without: tuple[int, ...]) -> dict[str, Any]:
     """Metadata that gives an array without these axes of the kernel the names of the others, if they have any."""
-    metadata = kernel.get_metadata()
+    metadata = layer.kernel.get_metadata()
     names = metadata.get("out_sharding")
     if names is None:
         return {}

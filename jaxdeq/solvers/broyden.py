@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxdeq import _checks as check
 from jaxdeq import _tree as tree
+from jaxdeq._eliminate import eliminate
 from jaxdeq._search import Search, judge
 from jaxdeq._types import Map
 
@@ -21,6 +22,7 @@ class BroydenState(NamedTuple):
     against: jax.Array  # [history, *batch]: inner products of `dz` and the residual; oldest first
     done: jax.Array  # steps made
     search: Search | None
+    next: Any  # where to evaluate `f` next
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,16 @@ class Broyden:
         full = lambda value, *shape: tree.full(z0, f.batch, value, dtype, shape)
         matrix, against = full(0, self.history, self.history), full(0, self.history)
         search = Search(full(1), full(jnp.inf)) if self.line_search else None
-        return BroydenState(z0, z0, room, room, matrix, against, jnp.int32(0), search)
+        return BroydenState(z0, z0, room, room, matrix, against, jnp.int32(0), search, z0)
 
     def step(self, f: Map, state: BroydenState) -> BroydenState:
-        z = self._propose(state)
+        z = state.next
         fz = f(z)
         slot, g = state.done % self.history, tree.sub(fz, z)
         s, w = tree.sub(z, state.z), tree.sub(fz, state.fz)
         y = tree.sub(w, s)
-        # All inner products of a step, none waiting for another: one small all-reduce on a mesh.
+        # All inner products of a step, none waiting for another: one small all-reduce on a mesh. With the
+        # history before its update, which then is made in place (see Anderson).
         across, ahead = tree.dot(state.dz, g, f.batch + 1), tree.dot(state.df, s, f.batch + 1)
         ss, sy, sg = (tree.dot(s, x, f.batch) for x in (s, y, g))
 
@@ -96,39 +99,21 @@ class Broyden:
         last = jnp.concatenate([row, unit(unit(-sy))[None]])
         matrix = jnp.concatenate([matrix, last[None]])
         against = jnp.concatenate([across, unit(sg)[None]])
-        if state.search is None:
-            return BroydenState(z, fz, dz, df, matrix, against, state.done + 1, None)
-
-        accept, search = judge(state.search, tree.dot(g, g, f.batch))
-        stay = jnp.concatenate([state.against[1:], unit(sg - sy)[None]])
-        z, fz = tree.where(accept, z, state.z), tree.where(accept, fz, state.fz)
-        against = jnp.where(accept, against, stay)
-        return BroydenState(z, fz, dz, df, matrix, against, state.done + 1, search)
+        search = state.search
+        if search is not None:
+            accept, search = judge(search, tree.dot(g, g, f.batch))
+            stay = jnp.concatenate([state.against[1:], unit(sg - sy)[None]])
+            z, fz = tree.where(accept, z, state.z), tree.where(accept, fz, state.fz)
+            against = jnp.where(accept, against, stay)
+        state = BroydenState(z, fz, dz, df, matrix, against, state.done + 1, search, z)
+        return state._replace(next=self._propose(state))
 
     def _propose(self, state: BroydenState) -> Any:
-        """The next point at which to evaluate `f`: at first, where `z = fz = z0`, `z0` itself."""
+        """The next point at which to evaluate `f`."""
         floor = max(float(jnp.finfo(state.matrix.dtype).eps) ** 0.5, tree.resolution(state.z))
-        weights = solve_in_turn(state.matrix, state.against, floor)
+        weights = eliminate(state.matrix, state.against, floor)
         weights = jnp.roll(weights, state.done % self.history, axis=0)
         z = tree.axpy(1.0, tree.mix(weights, state.df), state.fz)
         if state.search is None:
             return z
         return tree.axpy(state.search.length, tree.sub(z, state.z), state.z)
-
-
-def solve_in_turn(matrix: jax.Array, rhs: jax.Array, floor: float) -> jax.Array:
-    """Solves `matrix x = rhs` by Gauss-Jordan elimination, each unknown in its turn.
-
-    No pivoting: eliminating one unknown is one of Broyden's updates, oldest first, and its pivot
-    is what the update divides by. Where that is below `floor` the unknown is 0, as if its pair were
-    not there. Shapes: matrix `[n, n, *batch]`, rhs `[n, *batch]`.
-    """
-    others = ~jnp.eye(len(rhs), dtype=bool).reshape(len(rhs), len(rhs), *(1,) * (rhs.ndim - 1))
-    used, pivots = [], []
-    for i in range(len(rhs)):
-        used.append(jnp.abs(matrix[i, i]) > floor)
-        pivots.append(jnp.where(used[i], matrix[i, i], 1))
-        factor = jnp.where(others[i] & used[i], matrix[:, i] / pivots[i], 0)
-        rhs = rhs - factor * rhs[i]
-        matrix = matrix - factor[:, None] * matrix[i]
-    return jnp.where(jnp.stack(used), rhs / jnp.stack(pivots), 0)
