@@ -13,6 +13,7 @@ class Problem(NamedTuple):
     f: Callable  # f(z, params)
     params: Any
     z0: jax.Array
+    kind: str = ""  # of those that `torch_worker.py` knows too
 
 
 def tanh(z, params):
@@ -37,7 +38,7 @@ def stiff(batch: int, width: int) -> Problem:
 
 def _tanh(name: str, w: np.ndarray, x: np.ndarray) -> Problem:
     w, x = (jnp.asarray(a, jnp.float32) for a in (w, x))
-    return Problem(name, tanh, (w, x), jnp.zeros_like(x))
+    return Problem(name, tanh, (w, x), jnp.zeros_like(x), "tanh")
 
 
 def attention(batch: int, length: int, width: int, heads: int = 4) -> Problem:
@@ -59,7 +60,46 @@ def attention(batch: int, length: int, width: int, heads: int = 4) -> Problem:
         middle = normalise(x + mixed)
         return normalise(x + middle + jax.nn.gelu(middle @ p["up"]) @ p["down"])
 
-    return Problem(f"attention {batch} x {length} x {width}", f, (weights, x), jnp.zeros_like(x))
+    return Problem(f"attention {batch} x {length} x {width}", f, (weights, x), jnp.zeros_like(x), "attention")
+
+
+def images(batch: int, side: int, channels: int, expansion: int = 2) -> Problem:
+    """A residual block of convolutions with group normalisation, as on one branch of a multiscale DEQ."""
+    draw = np.random.default_rng(0).standard_normal
+    inner = expansion * channels
+    kernel = lambda a, b: jnp.asarray(0.5 * draw((3, 3, a, b)) / (9 * a) ** 0.5, jnp.float32)
+    x = jnp.asarray(draw((batch, side, side, channels)), jnp.float32)
+
+    def normalise(a, groups=4):
+        b = a.reshape(*a.shape[:3], groups, -1)
+        b = b - jnp.mean(b, (1, 2, 4), keepdims=True)
+        return (b * jax.lax.rsqrt(jnp.mean(b * b, (1, 2, 4), keepdims=True) + 1e-5)).reshape(a.shape)
+
+    def convolve(a, k):
+        return jax.lax.conv_general_dilated(a, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def f(z, params):
+        widen, narrow, x = params
+        y = convolve(jax.nn.relu(normalise(convolve(z, widen))), narrow)
+        return normalise(jax.nn.relu(0.5 * normalise(y) + 0.2 * z + x))
+
+    return Problem(
+        f"images {batch} x {side} x {side} x {channels}",
+        f,
+        (kernel(channels, inner), kernel(inner, channels), x),
+        jnp.zeros_like(x),
+    )
+
+
+def mixed(batch: int, width: int) -> Problem:
+    """Linear maps, a problem a row: contraction rates from 0.1 to 0.98, so that some need many more steps."""
+    draw = np.random.default_rng(0).standard_normal
+    basis, _ = np.linalg.qr(draw((width, width)))
+    w = jnp.asarray(basis * np.linspace(-0.9, 1, width) @ basis.T, jnp.float32)
+    rate = jnp.asarray(np.geomspace(0.1, 0.98, batch)[:, None], jnp.float32)
+    x = jnp.asarray(draw((batch, width)), jnp.float32)
+    f = lambda z, params: rate * (z @ params[0]) + params[1]
+    return Problem(f"mixed {batch} x {width}", f, (w, x), jnp.zeros_like(x))
 
 
 def counter(size: int) -> Problem:
@@ -73,17 +113,27 @@ def residual(problem: Problem, z: jax.Array) -> float:
     return float(jnp.linalg.norm(fz - z) / jnp.linalg.norm(fz))
 
 
-def tanh_gradient(problem: Problem, z: jax.Array, g: jax.Array) -> np.ndarray:
-    """The exact gradient of `sum(g * z)` by the weights at the equilibrium, by direct solves in float64."""
-    (w, x), z, g = problem.params, np.asarray(z, np.float64), np.asarray(g, np.float64)
-    w, x = np.asarray(w, np.float64), np.asarray(x, np.float64)
-    for _ in range(200):  # polish the equilibrium by Newton's method, without the inverse's last digits
-        slope = 1 - np.tanh(z @ w + x) ** 2
-        error = np.tanh(z @ w + x) - z
-        if np.abs(error).max() < 1e-13:
-            break
-        jacobians = w.T[None] * slope[:, :, None]
-        z = z + np.linalg.solve(np.eye(len(w)) - jacobians, error[..., None])[..., 0]
-    transposed = w[None] * slope[:, None, :]
-    u = np.linalg.solve(np.eye(len(w)) - transposed, g[..., None])[..., 0]
-    return z.T @ (slope * u)
+def exact_gradient(problem: Problem, g: jax.Array, terms: int = 3000) -> Any:
+    """The gradient of `sum(g * z)` by the parameters: plain iteration, then Neumann's series, in float64."""
+    with jax.enable_x64(True):
+        wide = lambda tree: jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), tree)
+        params, z0, g = wide(problem.params), wide(problem.z0), wide(g)
+
+        @jax.jit
+        def compute(params, z0, g):
+            close = lambda old, new: jnp.abs(new - old).max() > 1e-12 * jnp.abs(new).max()
+            iterate = lambda step, x: jax.lax.while_loop(
+                lambda c: (c[0] < terms) & close(c[1], c[2]), lambda c: (c[0] + 1, c[2], step(c[2])), (0, x, step(x))
+            )[2]
+            z = iterate(lambda z: problem.f(z, params), z0)
+            _, pull = jax.vjp(problem.f, z, params)
+            u = iterate(lambda u: g + pull(u)[0], g)
+            return pull(u)[1]
+
+        return jax.tree.map(np.asarray, compute(params, z0, g))
+
+
+def distance(found: Any, exact: Any) -> float:
+    """Relative, in the 2-norm over all leaves."""
+    flat = lambda tree: np.concatenate([np.ravel(np.asarray(a, np.float64)) for a in jax.tree.leaves(tree)])
+    return float(np.linalg.norm(flat(found) - flat(exact)) / np.linalg.norm(flat(exact)))

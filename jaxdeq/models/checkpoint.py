@@ -9,7 +9,7 @@ import numpy as np
 from jaxdeq.models._entries import Entry
 
 WRAPPERS = ("module.", "model.")  # what parallel training and the segmentation code put before names
-COPIES = ("fullstage_copy.",)  # released files hold these layers twice
+EXTRAS = ("fullstage_copy.", "loss.")  # layers that released files hold twice; weights of a loss
 
 
 @runtime_checkable
@@ -23,8 +23,9 @@ class Model(Protocol):
 def load_torch_state_dict(model: Model, mapping: Mapping[str, np.ndarray]) -> None:
     """Loads a state dict of the PyTorch code into a model of the same configuration, in place.
 
-    Takes what released files add: the wrappers' prefixes `module.` and `model.`, and the
-    `fullstage_copy.` duplicates, which are dropped. Every array ends up with the dtype and the
+    Takes what released files add: the wrappers' prefixes `module.` and `model.`; the
+    `fullstage_copy.` duplicates and the segmentation loss's `loss.` weights, which are dropped. What files
+    may lack (BatchNorm's counters of batches) becomes 0. Every array ends up with the dtype and the
     sharding that its variable has. Nothing is changed if anything does not fit.
 
     Args:
@@ -46,6 +47,7 @@ def load_torch_state_dict(model: Model, mapping: Mapping[str, np.ndarray]) -> No
     known = {entry.name for entry in entries}
     problems += [f"missing: {e.name} {_torch_shape(e)}" for e in entries if not e.optional and e.name not in arrays]
     problems += [f"unexpected: {name} {array.shape}" for name, array in arrays.items() if name not in known]
+    arrays |= {e.name: np.zeros(_torch_shape(e), np.int64) for e in entries if e.optional and e.name not in arrays}
     found = [(entry, arrays[entry.name]) for entry in entries if entry.name in arrays]
     misfits = {entry.name for entry, array in found if array.shape != _torch_shape(entry)}
     problems += [
@@ -86,7 +88,7 @@ def _plain_names(mapping):
         plain = name
         while plain.startswith(WRAPPERS):
             plain = plain.split(".", 1)[1]
-        if plain.startswith(COPIES):
+        if plain.startswith(EXTRAS):
             continue
         if plain in arrays:
             problems.append(f"twice: {name}")

@@ -21,7 +21,9 @@ class Precision(SimpleNamespace):
     """One of the two runs that were recorded, and how closely it has to be met."""
 
     def layer(self, got, want):
-        np.testing.assert_allclose(got, want, rtol=0, atol=self.layer_atol)
+        # Pre-LN, the attention's output is not normalised: round-off grows with it, in both.
+        size = max(1, np.abs(want).max() / 4) if self.dtype == "float32" else 1
+        np.testing.assert_allclose(got, want, rtol=0, atol=self.layer_atol * size)
 
     def equilibrium(self, got, want):
         np.testing.assert_allclose(got, want, rtol=0, atol=self.equilibrium_atol)
