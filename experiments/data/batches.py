@@ -1,5 +1,6 @@
 """Batches as functions of a step: the same whatever the number of hosts, threads and worker processes."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def here() -> Host:
 class Reading:
     """Who makes the batches, and how many of them in advance. What is in them does not depend on it."""
 
-    threads: int = 1  # in each process
+    threads: int = 1  # in each process; 0: together as many as there are cores
     workers: int = 0  # processes of their own; 0: threads of this one
     ahead: int = 2  # batches made in advance, by each process
 
@@ -83,8 +84,8 @@ class Batches(grain.IterDataset):
         reading = self.reading
         stop = sys.maxsize if self.steps is None else self.steps
         steps = grain.MapDataset.range(step, stop).map(self.make)
-        # Grain wants a buffer for its threads to work into.
-        batches = steps.to_iter_dataset(grain.ReadOptions(reading.threads, max(reading.threads, reading.ahead)))
+        threads = reading.threads or max(1, cores() // max(1, reading.workers))
+        batches = steps.to_iter_dataset(grain.ReadOptions(threads, max(threads, reading.ahead)))
         if reading.workers:
             from absl import flags
 
@@ -127,6 +128,11 @@ class BatchIterator(grain.DatasetIterator):
         if self.inner is not None:
             self.inner.close()
             self.inner = None
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Make(Protocol):

@@ -2,6 +2,7 @@
 
 import gzip
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +35,7 @@ class Images(NamedTuple):
         return Images(self.images[count:], self.labels[count:])
 
 
+@lru_cache(maxsize=1)
 def fashion_mnist() -> tuple[Images, Images]:
     """10,000 images to train on and 2,000 to test on; see embedded/README.md."""
     with np.load(EMBEDDED / "fashion_mnist_12k.npz") as file:
@@ -70,20 +72,21 @@ class FashionMNIST:
         return 28 + 2 * self.pad
 
     def train(self, batch: int, seed: int, host: Host | None = None) -> grain.IterDataset:
-        images, _ = kept(self.images(), self.held_out)
+        images, _ = kept(self.images("train"), self.held_out)
         make = lambda examples, draws: self.batch(images, examples, draws if self.augment else None)
         return shuffled(make, len(images.labels), batch, seed, Augmentation.DRAWS, host=host)
 
     def evaluate(self, split: str, batch: int, host: Host | None = None) -> grain.IterDataset:
-        images = evaluated(self.images(), self.held_out, split)
+        images = evaluated(self.images, self.held_out, split)
         make = lambda examples, draws: self.batch(images, examples, draws)
         return in_order(make, len(images.labels), batch, host=host)
 
     def steps_per_epoch(self, batch: int) -> int:
-        return -(-((10_000 if self.part == "12k" else 60_000) - self.held_out) // batch)
+        return -(-(len(self.images("train").labels) - self.held_out) // batch)
 
-    def images(self) -> tuple[Images, Images]:
-        return fashion_mnist() if self.part == "12k" else idx(self.folder)
+    def images(self, split: str) -> Images:
+        train, test = fashion_mnist() if self.part == "12k" else idx(self.folder)
+        return train if split == "train" else test
 
     def batch(self, images: Images, examples: np.ndarray, draws: np.ndarray | None) -> Batch:
         augment = Augmentation(self.shift, self.flip, self.erase, self.pad)
@@ -91,9 +94,8 @@ class FashionMNIST:
         return {"images": pixels, "labels": images.labels[examples]}
 
 
-def kept(images: tuple[Images, Images], held_out: int) -> tuple[Images, Images]:
+def kept(train: Images, held_out: int) -> tuple[Images, Images]:
     """The training images, and those of them that are held out."""
-    train, _ = images
     count = len(train.labels)
     if not 0 <= held_out < count:
         raise ValueError(
@@ -102,10 +104,10 @@ def kept(images: tuple[Images, Images], held_out: int) -> tuple[Images, Images]:
     return train.first(count - held_out), train.but_first(count - held_out)
 
 
-def evaluated(images: tuple[Images, Images], held_out: int, split: str) -> Images:
-    """The images of "valid" or "test"."""
+def evaluated(images: Callable[[str], Images], held_out: int, split: str) -> Images:
+    """The images of "valid" or "test", from a reader of "train" and "test"."""
     check_split(split)
-    return kept(images, held_out)[1] if split == "valid" and held_out else images[1]
+    return kept(images("train"), held_out)[1] if split == "valid" and held_out else images("test")
 
 
 def check_split(split: str) -> None:
