@@ -9,11 +9,11 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
+from benchmarks import prepared
 from experiments.data import Cifar10, Cityscapes, ImageNet, Reading
 from experiments.data.cityscapes import CLASS_WEIGHTS, DRAWS, TRAIN_IDS, random_crop
 from experiments.data.imagenet import middle, random_part
 from experiments.data.records import Records
-from tests.experiments.data import prepared
 from tests.experiments.data.reading import ALONE, PAIR, assert_equal, assert_restores, first, together
 
 SMALL = {"cifar10": Cifar10(), "imagenet": ImageNet(size=24, resized=28), "cityscapes": Cityscapes(crop=(64, 32))}

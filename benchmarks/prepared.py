@@ -34,11 +34,11 @@ def prepare(folder, name, features, splits, config=None):
     return builder.data_path
 
 
-def compressed(image, form="PNG", mode=None):
+def compressed(image, form="PNG", mode=None, **options):
     """An image's file."""
     file = io.BytesIO()
     picture = PIL.Image.fromarray(image)
-    (picture.convert(mode) if mode else picture).save(file, form)
+    (picture.convert(mode) if mode else picture).save(file, form, **options)
     return file.getvalue()
 
 
