@@ -18,13 +18,18 @@ class Data(Protocol):
 
     A batch is a dictionary of arrays whose rows are this host's share of the global batch. That of a step depends
     on the seed and the step alone; an iterator's state is `{"step": step}`, the same on every host.
+
+    Images: "images", float32 [rows, height, width, channels], normalised, and "labels", int32 [rows], or
+    [rows, height, width] with 255 where a pixel does not count; `classes` and `channels` say how many there are.
+    Text: "tokens" and "targets", int32 [rows, length], where a row goes on in the next batch; `vocab` words.
+    In evaluation also "weights", float32 [rows] for images, [rows, length] for text: 0 where the batch is padded.
     """
 
     def train(self, batch: int, seed: int) -> grain.IterDataset:
         """Endless. `batch` counts the rows of all hosts."""
 
     def evaluate(self, split: str, batch: int) -> grain.IterDataset:
-        """Every example of "valid" or "test" once, in order; "weights" are 0 where the last batch is padded."""
+        """Every example of "valid" or "test" once, in order."""
 
     def steps_per_epoch(self, batch: int) -> int:
         """Steps after which every training example was seen, rounded up."""
@@ -181,6 +186,11 @@ def in_order(make: Make, count: int, batch: int, reading: Reading = Reading(), h
         return made | {"weights": (examples < count).astype(np.float32)}
 
     return Batches(at, -(-count // batch), reading)
+
+
+def check_split(split: str) -> None:
+    if split not in ("valid", "test"):
+        raise ValueError(f'split must be "valid" or "test"; got {split!r}')
 
 
 @lru_cache(maxsize=4)

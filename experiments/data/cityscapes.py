@@ -9,9 +9,8 @@ import numpy as np
 import PIL.Image
 
 from experiments.data.augment import normalised
-from experiments.data.batches import Batch, Host, Reading, in_order, shuffled
+from experiments.data.batches import Batch, Host, Reading, check_split, in_order, shuffled
 from experiments.data.imagenet import MEAN, STD
-from experiments.data.images import check_split
 from experiments.data.records import Records, picture
 
 SOURCE = "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip of https://www.cityscapes-dataset.com"

@@ -10,8 +10,7 @@ import numpy as np
 import PIL.Image
 
 from experiments.data.augment import normalised
-from experiments.data.batches import Batch, Host, Reading, in_order, shuffled
-from experiments.data.images import check_split
+from experiments.data.batches import Batch, Host, Reading, check_split, in_order, shuffled
 from experiments.data.records import Records, picture
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -12,7 +12,7 @@ import grain
 import numpy as np
 
 from experiments.data.augment import Augmentation
-from experiments.data.batches import Batch, Host, in_order, shuffled
+from experiments.data.batches import Batch, Host, check_split, in_order, shuffled
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -108,11 +108,6 @@ def evaluated(images: Callable[[str], Images], held_out: int, split: str) -> Ima
     """The images of "valid" or "test", from a reader of "train" and "test"."""
     check_split(split)
     return kept(images("train"), held_out)[1] if split == "valid" and held_out else images("test")
-
-
-def check_split(split: str) -> None:
-    if split not in ("valid", "test"):
-        raise ValueError(f'split must be "valid" or "test"; got {split!r}')
 
 
 @lru_cache(maxsize=1)

@@ -10,8 +10,8 @@ from functools import lru_cache
 import grain
 import numpy as np
 
-from experiments.data.batches import Batch, Batches, Host, here
-from experiments.data.images import EMBEDDED, check_split
+from experiments.data.batches import Batch, Batches, Host, check_split, here
+from experiments.data.images import EMBEDDED
 
 END = "<eos>"  # of a line
 UNKNOWN = "<unk>"

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from experiments.data.batches import Host
-from experiments.data.images import check_split
+from experiments.data.batches import Host, check_split
 from experiments.data.text import SPLITS, encode, once, streams, vocabulary
 
 FORMAT = 1  # of the cache
