@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 import tyro
 
-from benchmarks import cases, models, table
+from benchmarks import against, cases, models, table
 from benchmarks.cases import Plan, Row
 
-CASES = {**cases.CASES, **models.CASES}
+CASES = {**against.CASES, **cases.CASES, **models.CASES}
 Name = tyro.extras.literal_type_from_choices(CASES)
 README = Path(__file__).parent / "README.md"
 
@@ -47,11 +47,12 @@ def main(options: Options) -> dict:
 
 def setting(options: Options) -> dict:
     """Where and with what it ran."""
-    names = ("jaxdeq", "jax", "jaxlib", "numpy")
+    names = ("jaxdeq", "jax", "jaxlib", "numpy", "banax", "jaxopt", "lineax", "optimistix")
+    installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     return {
         "command": f"python -m benchmarks.run --repetitions {options.repetitions}",
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in names},
+        "versions": {name: importlib.metadata.version(name) for name in names if name in installed},
         "processor": processor(),
         "cores": os.cpu_count(),
         "devices": [device.device_kind for device in jax.devices()],
