@@ -19,7 +19,7 @@ class Implicit:
     At `z = f(z, a)` the cotangent `g` of `z` becomes the cotangent `(df/da)^T u` of `a`, where
     `u = g + (df/dz)^T u`. The backward pass linearises `f` once, at the returned `z`, and costs one
     transposed product a step; memory is that of one evaluation of `f`, however many steps the
-    solve took. Gradients of gradients are right too; for forward mode see `ImplicitJVP`.
+    solve took. Gradients of gradients are right too; for forward mode see `Unrolled`.
 
     The backward solve has no absolute tolerance, so that scaling the loss scales the gradient.
     If it does not converge, the best `u` it found is used; `tap` of `fixed_point` tells.
