@@ -31,8 +31,9 @@ mesh: $(VENV)/.dev ## the suites on 8 simulated devices, Auto and Explicit axes
 bench: $(VENV)/.dev ## the benchmarks, as ratios within one run
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-notebooks: ## none yet
-	@echo "There are no notebooks yet."
+notebooks: $(VENV)/.notebooks ## execute all notebooks (ARGS=--overwrite keeps what they show)
+	$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.py
+	$(BIN)/python -m pytest -q -n $(WORKERS) --nbmake --nbmake-timeout=300 notebooks/*.ipynb $(ARGS)
 
 clean: ## remove environments, builds and caches
 	rm -rf .venv* build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

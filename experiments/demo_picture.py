@@ -7,10 +7,18 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 
-INK = "#808080"  # this grey and these colours read on white and on black
-COLOURS = {"warm-up": "#808080", "with penalty": "#2f8fe0", "without": "#e8731a"}
+from jaxdeq import plot
+
+COLOURS = {
+    "warm-up": plot.INK,
+    "with penalty": "#2f8fe0",
+    "with penalty, Anderson": "#2f8fe0",
+    "with penalty, Picard": "#7fb8ea",
+    "without": "#e8731a",
+    "without, Anderson": "#e8731a",
+    "without, Picard": "#f0aa75",
+}
 
 
 def draw(path: Path, epochs: list[dict], traces: dict[str, dict[str, np.ndarray]], rtol: float):
@@ -23,52 +31,21 @@ def draw(path: Path, epochs: list[dict], traces: dict[str, dict[str, np.ndarray]
       rtol: the tolerance that training asked for.
     """
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
-    curve(left, epochs, "loss", 1)
-    left.set(title="Training loss", ylabel="cross-entropy, smoothed labels")
-    curve(middle, epochs, "test_accuracy", 100)
-    middle.set(title="Test accuracy", ylabel="accuracy (%)")
-    convergence(right, traces, rtol)
-    for axes in (left, middle, right):
-        style(axes)
-    middle.legend(frameon=False, labelcolor=INK, fontsize=9, loc="lower right")
-    figure.savefig(path, dpi=130, transparent=True)
+    curve = {"x": "epoch", "by": "model", "colours": COLOURS}
+    plot.learning_curves(joined(epochs), "loss", unit="nats, smoothed labels", axes=left, **curve)
+    plot.learning_curves(joined(epochs), "test_accuracy", unit="%", scale=100, axes=middle, **curve)
+    named = {f"{model}, {solver}": trace for model, solvers in traces.items() for solver, trace in solvers.items()}
+    plot.residuals(named, rtol=rtol, axes=right, colours=COLOURS)
+    for axes, title in ((left, "Training loss"), (middle, "Test accuracy"), (right, "Solving for test images")):
+        axes.set_title(title)
+    right.set_xlabel("evaluations of f (count)")  # one a step, with both solvers
+    figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def curve(axes: Axes, epochs: list[dict], name: str, unit: float):
-    """One line a model; the two go on from the end of the warm-up."""
-    warm = [e for e in epochs if e["model"] == "warm-up"]
-    for model, colour in COLOURS.items():
-        own = [e for e in epochs if e["model"] == model]
-        points = own if model == "warm-up" else [*warm[-1:], *own]
-        if own:
-            axes.plot([e["epoch"] for e in points], [unit * e[name] for e in points], ".-", color=colour, label=model)
-    if warm:
-        axes.axvline(warm[-1]["epoch"], color=INK, lw=0.8, ls=":")
-    axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-def convergence(axes: Axes, traces: dict[str, dict[str, np.ndarray]], rtol: float):
-    """Solid: as trained. Dashed: plain iteration."""
-    for model, solvers in traces.items():
-        for (solver, trace), line in zip(solvers.items(), ("-", "--"), strict=True):
-            steps = np.arange(1, len(trace) + 1)
-            axes.semilogy(steps, trace, line, color=COLOURS[model], label=f"{model}, {solver}")
-    axes.axhline(rtol, color=INK, lw=0.8, ls=":")
-    end = (max(len(trace) for solvers in traces.values() for trace in solvers.values()), rtol)
-    axes.annotate("tolerance in training", end, (0, 3), textcoords="offset points", ha="right", color=INK, fontsize=8)
-    axes.set(title="Solving for test images", xlabel="evaluations of the cell", ylabel="relative residual")
-
-
-def style(axes: Axes):
-    axes.set_facecolor("none")
-    axes.title.set_color(INK)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-    axes.tick_params(which="both", colors=INK)
-    axes.grid(color=INK, alpha=0.25, lw=0.6)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(INK)
-    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+def joined(epochs: list[dict]) -> list[dict]:
+    """The two models' curves go on from the end of the warm-up."""
+    warm = [epoch for epoch in epochs if epoch["model"] == "warm-up"]
+    later = [epoch for epoch in epochs if epoch["model"] != "warm-up"]
+    models = dict.fromkeys(epoch["model"] for epoch in later)
+    return [*warm, *({**epoch, "model": model} for model in models for epoch in warm[-1:]), *later]

@@ -27,9 +27,11 @@ FLOORS = [
     {"nn"},
     {"models"},
     {"training"},
+    {"plot"},
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
-FIRST_TO_IMPORT = {"flax": "nn", "orbax": "models", "optax": "training"}  # orbax: where models.convert runs
+# orbax: where models.convert runs.
+FIRST_TO_IMPORT = {"flax": "nn", "orbax": "models", "optax": "training", "matplotlib": "plot"}
 GUESTS = ["experiments", "notebooks", "benchmarks"]  # see the public names only
 
 
