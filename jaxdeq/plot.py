@@ -43,7 +43,7 @@ def residuals(
     A step of a solver is one evaluation of `f`, but for `NewtonKrylov` and for line searches.
 
     Of a batch of problems, `[problems, steps]`, it draws the median and a band that holds the middle
-    80 % of those that still run.
+    80 %, until the last one stops; one that has stopped before keeps its last residual.
 
     Args:
       solves: by name, the `Stats` of a solve that recorded a `trace`, or such a trace.
@@ -67,11 +67,9 @@ def residuals(
         trace = np.asarray(solve.trace if isinstance(solve, Stats) else solve, float)
         if trace.ndim == 0 or trace.shape[-1] == 0:
             raise ValueError(f"{name!r} has no trace; ask for one, as in fixed_point(f, z0, trace=64)")
-        trace = np.where(np.isfinite(trace), trace, np.nan).reshape(-1, trace.shape[-1])
-        reached = np.isfinite(trace).any(axis=0)
-        low, middle, high = np.nanquantile(trace[:, reached], (0.1, 0.5, 0.9), axis=0)
-        count = 1 + np.flatnonzero(reached)
-        axes.semilogy(count, middle, color=colour, label=name, marker="." if len(count) < 40 else None)
+        count, trace = _filled(trace)
+        low, middle, high = np.quantile(trace, (0.1, 0.5, 0.9), axis=0)
+        axes.semilogy(count, middle, color=colour, label=name)
         if len(trace) > 1:
             axes.fill_between(count, low, high, color=colour, alpha=0.2, linewidth=0)
     if rtol is not None:
@@ -104,7 +102,7 @@ def eigenvalues(spectra: Mapping[str, ArrayLike], *, axes: Axes | None = None, c
     _some("spectra", spectra)
     axes = _new(axes)
     angle = np.linspace(0, 2 * np.pi, 400)
-    axes.plot(np.cos(angle), np.sin(angle), color=INK, linewidth=1.2, label="unit circle")
+    axes.plot(np.cos(angle), np.sin(angle), color=INK, linewidth=1.2)
     for (name, values), colour in zip(spectra.items(), _colours(spectra, colours), strict=True):
         values = np.ravel(np.asarray(values, complex))
         axes.plot(values.real, values.imag, ".", color=colour, alpha=0.75, markersize=5, label=name)
@@ -198,8 +196,9 @@ def learning_curves(
     for record in found:
         curves.setdefault(metric if by is None else str(record[by]), []).append((record[x], scale * record[metric]))
     axes = _new(axes)
+    marker = "." if max(map(len, curves.values())) < 40 else None
     for (name, points), colour in zip(curves.items(), _colours(curves, colours), strict=True):
-        axes.plot(*zip(*points, strict=True), color=colour, label=name, marker="." if len(points) < 40 else None)
+        axes.plot(*zip(*points, strict=True), color=colour, label=name, marker=marker)
     axes.set(xlabel=f"{x} (count)", ylabel=f"{metric.replace('_', ' ')} ({unit})")
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     return style(axes)
@@ -240,6 +239,15 @@ def _new(axes: Axes | None) -> Axes:
 def _some(what: str, named: Mapping[str, Any]) -> None:
     if not named:
         raise ValueError(f"{what} must name at least one thing to draw; got none")
+
+
+def _filled(trace: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Steps that were made, and `[problems, steps]` with the last number in place of later gaps."""
+    trace = trace.reshape(-1, trace.shape[-1])
+    finite = np.isfinite(trace)
+    made = np.flatnonzero(finite.any(axis=0))
+    last = np.maximum.accumulate(np.where(finite, np.arange(trace.shape[1]), 0), axis=1)
+    return 1 + made, np.take_along_axis(trace, last, axis=1)[:, made]
 
 
 def _colours(names: Iterable[str], given: Colours | None) -> list[str]:
