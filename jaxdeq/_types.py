@@ -13,7 +13,14 @@ Z = TypeVar("Z")  # a pytree of floating or complex arrays: the unknown of the e
 
 
 class Status(enum.IntEnum):
-    """Why a solve stopped."""
+    """Why a solve stopped.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxdeq
+      >>> stats = jaxdeq.fixed_point(lambda z: z + 1, jnp.ones(()), max_steps=5).stats
+      >>> jaxdeq.Status(int(stats.status)).name
+      'MAX_STEPS'
+    """
 
     CONVERGED = 0  # the stop rule holds at the returned `z`
     MAX_STEPS = 1  # it does not: the budget was spent, or progress ended at the dtype's round-off
@@ -28,6 +35,12 @@ class Stats(NamedTuple):
       residual: `norm(f(z) - z) / norm(f(z))` of the returned `z`; infinite if `f(z0)` was not finite.
       status: a `Status`.
       trace: the relative residual after each step, NaN where not reached.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxdeq
+      >>> stats = jaxdeq.fixed_point(lambda z: 0.5 * z + 1, jnp.ones((3, 2)), batched=True, trace=8).stats
+      >>> stats.steps.shape, stats.trace.shape, bool(stats.converged.all())
+      ((3,), (3, 8), True)
     """
 
     steps: Int32[Array, "*batch"]
@@ -42,7 +55,14 @@ class Stats(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """The iterate with the lowest residual, and how it was found."""
+    """The iterate with the lowest residual, and how it was found.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxdeq
+      >>> solution = jaxdeq.fixed_point(lambda z: 0.5 * z + 1, jnp.zeros(2))
+      >>> solution.z.shape, bool(solution.stats.converged)
+      ((2,), True)
+    """
 
     z: Any
     stats: Stats

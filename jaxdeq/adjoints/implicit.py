@@ -33,6 +33,13 @@ class Implicit:
       ValueError: `rtol < 0` or `max_steps < 1`.
       TypeError: `max_steps` is not an int, or `solver` is not a solver.
 
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxdeq
+      >>> def z(x):  # 2 x
+      ...     return jaxdeq.fixed_point(lambda z: 0.5 * z + x, jnp.zeros(()), adjoint=jaxdeq.adjoints.Implicit()).z
+      >>> print(f"{jax.grad(z)(1.0):.3f}")
+      2.000
+
     References:
       Bai, Kolter & Koltun, "Deep Equilibrium Models", 2019.
     """

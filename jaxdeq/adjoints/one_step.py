@@ -17,6 +17,13 @@ class OneStep:
     transposed evaluation of `f`. The error is of the order of `||df/dz||`: good where `f`
     contracts strongly, a descent direction where it contracts at all.
 
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxdeq
+      >>> def z(x):  # 2 x, in one step x
+      ...     return jaxdeq.fixed_point(lambda z: 0.5 * z + x, jnp.zeros(()), adjoint=jaxdeq.adjoints.OneStep()).z
+      >>> print(f"{jax.grad(z)(1.0):.3f}")
+      1.000
+
     References:
       Fung et al., "JFB: Jacobian-Free Backpropagation for Implicit Networks", 2022.
       Bolte, Pauwels & Vaiter, "One-step differentiation of iterative algorithms", 2023.

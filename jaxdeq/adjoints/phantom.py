@@ -29,6 +29,15 @@ class Phantom:
       ValueError: `steps < 1`, or `damping` outside (0, 1].
       TypeError: `steps` is not an int.
 
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxdeq
+      >>> def z(x):  # 2 x; 1 + 1/2 + 1/4 + 1/8
+      ...     return jaxdeq.fixed_point(
+      ...         lambda z: 0.5 * z + x, jnp.zeros(()), adjoint=jaxdeq.adjoints.Phantom(steps=4, damping=1.0)
+      ...     ).z
+      >>> print(f"{jax.grad(z)(1.0):.3f}")
+      1.875
+
     References:
       Geng, Zhang, Bai, Wang & Lin, "On Training Implicit Models", 2021.
     """

@@ -29,6 +29,15 @@ class Unrolled:
       ValueError: `length < 1` or `segment < 1`.
       TypeError: either is not an int.
 
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxdeq
+      >>> def z(x):  # 2 x
+      ...     return jaxdeq.fixed_point(
+      ...         lambda z: 0.5 * z + x, jnp.zeros(()), adjoint=jaxdeq.adjoints.Unrolled(length=8)
+      ...     ).z
+      >>> print(f"{jax.grad(z)(1.0):.3f}")
+      2.000
+
     References:
       Griewank & Walther, "Evaluating Derivatives", 2008, chapter 12.
     """

@@ -26,6 +26,17 @@ class Memory(NamedTuple):
       z: their equilibria.
       u: their injections, which the layer adds to queries, keys and values.
       length: how many positions there are, counted from the right; what is left of them is room.
+
+    Example:
+      >>> import jax
+      >>> from flax import nnx
+      >>> from jaxdeq.models import DEQTransformerConfig, DEQTransformerLM
+      >>> config = DEQTransformerConfig(vocab=50, width=16, heads=2, inner=32, embed=16, memory=8)
+      >>> def empty():
+      ...     return DEQTransformerLM(config, rngs=nnx.Rngs(0)).empty_memory(2)
+      >>> memory = jax.eval_shape(empty)
+      >>> memory.z.shape, memory.u.shape
+      ((2, 8, 16), (2, 8, 48))
     """
 
     z: Float[Array, "batch memory width"]

@@ -50,6 +50,11 @@ class LMConfig:
       ValueError: a number out of range, `heads` that do not divide `width`, cutoffs that do not
         increase or exceed the vocabulary, a number of `tie_projections` that is not that of clusters.
       TypeError: a number that should be an int, or another setting of the wrong type.
+
+    Example:
+      >>> from jaxdeq.models import LMConfig
+      >>> LMConfig(vocab=100, width=16, heads=2, inner=32, embed=16, cutoffs=(20,)).bounds
+      (0, 20, 100)
     """
 
     vocab: int
@@ -145,6 +150,12 @@ class DEQTransformerConfig(LMConfig):
     Raises:
       ValueError: as `LMConfig`.
       TypeError: as `LMConfig`.
+
+    Example:
+      >>> from jaxdeq.models import DEQTransformerConfig
+      >>> config = DEQTransformerConfig(vocab=100, width=16, heads=2, inner=32, embed=16)
+      >>> config.max_steps, config.state_dtype
+      (30, dtype('float32'))
     """
 
     unroll: int = 2

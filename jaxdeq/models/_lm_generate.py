@@ -21,6 +21,19 @@ class Generated(NamedTuple):
       tokens: `[batch, length]`, without the prompt.
       memory: what the last token saw. To go on, pass it with the last token as the prompt.
       stats: of the solves, `length` of them along a new first axis; the first one is the prompt's.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from jaxdeq.models import DEQTransformerConfig, DEQTransformerLM
+      >>> config = DEQTransformerConfig(vocab=50, width=16, heads=2, inner=32, embed=16, memory=8)
+      >>> def write(prompt):
+      ...     model = DEQTransformerLM(config, rngs=nnx.Rngs(0))
+      ...     model.eval()
+      ...     return model.generate(prompt, 5)
+      >>> out = jax.eval_shape(write, jnp.ones((1, 3), jnp.int32))
+      >>> out.tokens.shape, out.stats.steps.shape
+      ((1, 5), (5, 1))
     """
 
     tokens: Int[Array, "batch length"]

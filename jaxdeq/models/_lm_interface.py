@@ -23,6 +23,17 @@ class LMOutput(NamedTuple):
       memory: for the next segment.
       stats: how the equilibrium was found; None if it was unrolled, or if there is none.
       penalty: `jaxdeq.jacobian_penalty` there; None if no `key` was given.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from jaxdeq.models import DEQTransformerConfig, DEQTransformerLM
+      >>> config = DEQTransformerConfig(vocab=50, width=16, heads=2, inner=32, embed=16, memory=8)
+      >>> def read(tokens):
+      ...     return DEQTransformerLM(config, rngs=nnx.Rngs(0))(tokens)
+      >>> out = jax.eval_shape(read, jnp.ones((2, 6), jnp.int32))
+      >>> out.logits.shape, out.z.shape, out.losses
+      ((2, 6, 50), (2, 6, 16), None)
     """
 
     losses: Array | None

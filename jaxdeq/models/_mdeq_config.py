@@ -19,6 +19,11 @@ class Branch:
         channels; a segmenter does not use it.
       blocks: residual blocks between two fusions.
       kernels: sizes of the two convolutions of a block, odd.
+
+    Example:
+      >>> from jaxdeq.models import Branch
+      >>> Branch(32, kernels=(5, 3))
+      Branch(channels=32, head=1, blocks=1, kernels=(5, 3))
     """
 
     channels: int
@@ -68,6 +73,11 @@ class MDEQConfig:
     Raises:
       ValueError: channels that the groups do not divide, an even kernel, a number out of range.
       TypeError: a number that should be an int, a flag that is no bool, an unknown dtype.
+
+    Example:
+      >>> from jaxdeq.models import Branch, MDEQConfig
+      >>> MDEQConfig((Branch(16), Branch(32)), classes=10, downsample=1).stride
+      4
     """
 
     branches: tuple[Branch, ...]

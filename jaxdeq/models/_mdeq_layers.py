@@ -238,6 +238,12 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
     Linear in height and in width: two small matrix products, in float32 or better. It is what
     PyTorch calls `interpolate(mode="bilinear", align_corners=True)`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxdeq.models import resize_bilinear
+      >>> resize_bilinear(jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1), (1, 3)).ravel()
+      Array([0. , 0.5, 1. ], dtype=float32)
     """
     if x.shape[1:3] == tuple(size):
         return x

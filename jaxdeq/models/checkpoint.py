@@ -73,6 +73,13 @@ def to_torch_state_dict(model: Model) -> dict[str, np.ndarray]:
     """The model's arrays under PyTorch's names and in its layouts: the inverse of `load_torch_state_dict`.
 
     Gathers sharded arrays on this host.
+
+    Example:
+      >>> from flax import nnx
+      >>> from jaxdeq.models import MDEQClassifier, mdeq_configs, to_torch_state_dict
+      >>> model = MDEQClassifier(mdeq_configs.cifar10_tiny(), rngs=nnx.Rngs(0))
+      >>> to_torch_state_dict(model)["classifier.weight"].shape
+      (10, 200)
     """
     return {
         entry.name: np.array(entry.to_torch(np.asarray(entry.variable.get_value())), order="C")

@@ -29,7 +29,13 @@ NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts p
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; what is wrong is one line on the standard error, and exit status 1."""
+    """The command line; what is wrong is one line on the standard error, and exit status 1.
+
+    Example:
+      >>> main(["missing.pth", "out"])
+      Traceback (most recent call last):
+      SystemExit: error: ...
+    """
     about, _, more = str(__doc__).partition("\n\n")
     parser = argparse.ArgumentParser(
         prog="python -m jaxdeq.models.convert",
@@ -62,6 +68,14 @@ def read(file: Path) -> tuple[dict[str, np.ndarray], list[str]]:
       OSError: the file cannot be opened.
       ValueError: it holds anything but tensors and plain containers, is no PyTorch file, or has no
         state dict.
+
+    Example:
+      >>> from pathlib import Path
+      >>> try:
+      ...     read(Path("missing.pth"))
+      ... except (ImportError, OSError):  # no PyTorch here, or no such file
+      ...     print("not read")
+      not read
     """
     try:
         import torch
@@ -89,6 +103,11 @@ def arrays(found: Any) -> tuple[dict[str, np.ndarray], list[str]]:
 
     Raises:
       ValueError: no tensors, or one that numpy has no type for.
+
+    Example:
+      >>> arrays({"step": 3})
+      Traceback (most recent call last):
+      ValueError: a state dict must hold tensors by name; got step (int)
     """
     left_out: list[str] = []
     where = ""
@@ -110,6 +129,15 @@ def write(arrays: Mapping[str, np.ndarray], out: Path) -> None:
     Raises:
       ImportError: safetensors is not installed.
       OSError: `out` exists, or cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> import numpy as np
+      >>> out = Path(tempfile.mkdtemp()) / "model.safetensors"
+      >>> write({"weight": np.ones((2, 3))}, out)
+      >>> load(out)["weight"].shape
+      (2, 3)
     """
     _check_new(out)
     if out.suffix == ".safetensors":
@@ -127,6 +155,15 @@ def load(out: Path | str) -> dict[str, np.ndarray]:
     Raises:
       ImportError: safetensors is not installed.
       OSError: there is no such file or directory.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> import numpy as np
+      >>> out = Path(tempfile.mkdtemp()) / "model.safetensors"
+      >>> write({"weight": np.ones((2, 3))}, out)
+      >>> load(out)["weight"].shape
+      (2, 3)
     """
     out = Path(out)
     if not out.exists():

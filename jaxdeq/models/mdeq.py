@@ -34,6 +34,16 @@ class MDEQOutput(NamedTuple):
       z: the equilibrium, one `[B, H' / 2^i, W' / 2^i, C_i]` a branch.
       stats: how it was found; None if it was unrolled.
       penalty: `jaxdeq.jacobian_penalty` there; None if no `key` was given.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from jaxdeq.models import MDEQClassifier, mdeq_configs
+      >>> def classify(images):
+      ...     return MDEQClassifier(mdeq_configs.cifar10_tiny(), rngs=nnx.Rngs(0))(images)
+      >>> out = jax.eval_shape(classify, jnp.zeros((1, 32, 32, 3)))
+      >>> out.logits.shape, out.stats.steps.shape, out.penalty
+      ((1, 10), (1,), None)
     """
 
     logits: Array
@@ -171,6 +181,16 @@ class MDEQSegmenter(_MDEQ):
     Args:
       config: see there; `jaxdeq.models.mdeq_configs` has the paper's.
       rngs: `params` for the initial weights, `dropout` for masks.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from jaxdeq.models import Branch, MDEQConfig, MDEQSegmenter
+      >>> config = MDEQConfig((Branch(8), Branch(8)), classes=3, downsample=1)
+      >>> def segment(images):
+      ...     return MDEQSegmenter(config, rngs=nnx.Rngs(0))(images)
+      >>> jax.eval_shape(segment, jnp.zeros((2, 32, 48, 3))).logits.shape
+      (2, 16, 24, 3)
 
     References:
       Bai, Koltun & Kolter, "Multiscale Deep Equilibrium Models", 2020.

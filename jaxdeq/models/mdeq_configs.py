@@ -3,6 +3,11 @@
 Budgets are the reference's: a Broyden threshold of T updates is T + 1 applications of the layer, and
 its memory is never full. The tolerance is relative, as in the paper; the reference's absolute one on
 ImageNet and Cityscapes is practically never met, so that the budget decides.
+
+Example:
+  >>> from jaxdeq.models import mdeq_configs
+  >>> mdeq_configs.imagenet_small_reg().max_steps
+  15
 """
 
 from dataclasses import replace

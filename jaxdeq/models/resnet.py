@@ -28,6 +28,15 @@ class ResNetOutput(NamedTuple):
       z: the features that each stage ends with, finest first.
       stats: None: nothing is solved.
       penalty: None, likewise.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from jaxdeq.models import ResNet, ResNetConfig
+      >>> def classify(images):
+      ...     return ResNet(ResNetConfig((1, 1), classes=10, width=8), rngs=nnx.Rngs(0))(images)
+      >>> jax.eval_shape(classify, jnp.zeros((2, 64, 64, 3))).logits.shape
+      (2, 10)
     """
 
     logits: Array
@@ -56,6 +65,11 @@ class ResNetConfig:
     Raises:
       ValueError: a number out of range.
       TypeError: a number that should be an int, or a flag that is no bool.
+
+    Example:
+      >>> from jaxdeq.models import ResNetConfig
+      >>> ResNetConfig((2, 2), classes=10, small_images=True).bottleneck
+      False
     """
 
     blocks: tuple[int, ...]
@@ -80,17 +94,35 @@ class ResNetConfig:
 
 
 def resnet18(classes: int = 1000, *, small_images: bool = False) -> ResNetConfig:
-    """18 layers: 11.69 M parameters for ImageNet, 11.17 M for CIFAR-10 with `small_images`."""
+    """18 layers: 11.69 M parameters for ImageNet, 11.17 M for CIFAR-10 with `small_images`.
+
+    Example:
+      >>> from jaxdeq.models import resnet18
+      >>> resnet18().blocks
+      (2, 2, 2, 2)
+    """
     return ResNetConfig((2, 2, 2, 2), classes, small_images=small_images)
 
 
 def resnet50(classes: int = 1000, *, small_images: bool = False) -> ResNetConfig:
-    """50 layers: 25.56 M parameters for ImageNet."""
+    """50 layers: 25.56 M parameters for ImageNet.
+
+    Example:
+      >>> from jaxdeq.models import resnet50
+      >>> resnet50().blocks
+      (3, 4, 6, 3)
+    """
     return ResNetConfig((3, 4, 6, 3), classes, bottleneck=True, small_images=small_images)
 
 
 def resnet101(classes: int = 1000, *, small_images: bool = False) -> ResNetConfig:
-    """101 layers: 44.55 M parameters for ImageNet, 42.51 M for CIFAR-10 with `small_images`."""
+    """101 layers: 44.55 M parameters for ImageNet, 42.51 M for CIFAR-10 with `small_images`.
+
+    Example:
+      >>> from jaxdeq.models import resnet101
+      >>> resnet101().blocks
+      (3, 4, 23, 3)
+    """
     return ResNetConfig((3, 4, 23, 3), classes, bottleneck=True, small_images=small_images)
 
 

@@ -2,6 +2,11 @@
 
 Budgets are the reference's. Its backward solver is Broyden's, where a threshold of T updates is T + 1
 products with the Jacobian, and its memory is never full.
+
+Example:
+  >>> from jaxdeq.models import transformer_configs
+  >>> transformer_configs.wt103_reg().memory
+  300
 """
 
 from dataclasses import replace

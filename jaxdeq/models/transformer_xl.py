@@ -33,6 +33,11 @@ class TransformerXLConfig(LMConfig):
     Raises:
       ValueError: as `LMConfig`.
       TypeError: as `LMConfig`.
+
+    Example:
+      >>> from jaxdeq.models import TransformerXLConfig
+      >>> TransformerXLConfig(vocab=100, width=16, heads=2, inner=32, embed=16, layers=4).weight_norm
+      False
     """
 
     weight_norm: bool = False
@@ -50,6 +55,11 @@ def transformer_xl_wt103() -> TransformerXLConfig:
     wide as the model and words are embedded with 4 times less width from cluster to cluster, as in
     the large model of the Transformer-XL paper, heads and dropout are those of its standard one,
     and the width is then what makes it 110 M.
+
+    Example:
+      >>> from jaxdeq.models import transformer_xl_wt103
+      >>> transformer_xl_wt103().layers
+      18
     """
     return TransformerXLConfig(
         vocab=267_735,

@@ -23,6 +23,13 @@ class Equilibrium(NamedTuple):
       z: the equilibrium.
       stats: how it was found; see `jaxdeq.Stats`. None if it was not sought but unrolled.
       penalty: `jaxdeq.jacobian_penalty` at `z`; None if no `key` was given.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxdeq.nn import DEQ
+      >>> out = DEQ(lambda z, x: 0.5 * z + x)(jnp.ones(2))
+      >>> bool(out.stats.converged), out.penalty is None
+      (True, True)
     """
 
     z: Any

@@ -42,6 +42,12 @@ class Anderson:
       ValueError: `history < 1`, `damping` outside (0, 1], or `ridge < 0`.
       TypeError: `history` is not an int.
 
+    Example:
+      >>> import jax.numpy as jnp, jaxdeq
+      >>> z, stats = jaxdeq.fixed_point(jnp.cos, jnp.ones(()), solver=jaxdeq.solvers.Anderson(history=2))
+      >>> print(f"{z:.3f} after {stats.steps} evaluations")
+      0.739 after 5 evaluations
+
     References:
       Anderson, "Iterative Procedures for Nonlinear Integral Equations", 1965.
       Walker & Ni, "Anderson Acceleration for Fixed-Point Iterations", 2011.

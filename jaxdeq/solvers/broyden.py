@@ -52,6 +52,12 @@ class Broyden:
       ValueError: `history < 1`.
       TypeError: `history` is not an int, or `line_search` not a bool.
 
+    Example:
+      >>> import jax.numpy as jnp, jaxdeq
+      >>> z, stats = jaxdeq.fixed_point(jnp.cos, jnp.ones(()), solver=jaxdeq.solvers.Broyden())
+      >>> print(f"{z:.3f} after {stats.steps} evaluations")
+      0.739 after 5 evaluations
+
     References:
       Broyden, "A Class of Methods for Solving Nonlinear Simultaneous Equations", 1965.
       Byrd, Nocedal & Schnabel, "Representations of Quasi-Newton Matrices and their Use in Limited

@@ -58,6 +58,12 @@ class NewtonKrylov:
       ValueError: `krylov < 1`, or `forcing` outside (0, 1].
       TypeError: `krylov` is not an int.
 
+    Example:
+      >>> import jax.numpy as jnp, jaxdeq
+      >>> z, stats = jaxdeq.fixed_point(jnp.cos, jnp.ones(()), solver=jaxdeq.solvers.NewtonKrylov())
+      >>> print(f"{z:.3f} after {stats.steps} evaluations")
+      0.739 after 6 evaluations
+
     References:
       Walker & Zhou, "A Simpler GMRES", 1994.
       Knoll & Keyes, "Jacobian-free Newton-Krylov methods", 2004.
