@@ -201,16 +201,16 @@ plt.show()
 # %% [markdown]
 # ## Which images take long
 #
-# Each image has its own stop. To a tolerance of 1e-3, for images that the classifier gets right and wrong:
+# Each image has its own stop. To a tolerance of 1e-5, for images that the classifier gets right and wrong:
 
 # %%
-guesses, steps, z = tested(50, 1e-3)
+guesses, steps, z = tested(50, 1e-5)
 some, z = test_images[:500], jax.tree.map(lambda x: x[:500], z)
 radius = nnx.jit(lambda model: model.spectral_radius(some, z, jax.random.key(0), iters=24))(model)
 right = guesses == test_labels
 figure, (left, middle) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
 plot.steps({"right": steps[right], "wrong": steps[~right]}, axes=left).set_title(
-    "Evaluations to 1e-3, 2,000 test images"
+    "Evaluations to 1e-5, 2,000 test images"
 )
 middle.plot(radius, steps[:500] + rng.uniform(-0.3, 0.3, 500), ".", color=plot.PALETTE[0], alpha=0.6)
 middle.set(title="What decides it", xlabel="spectral radius (factor a step)", ylabel="evaluations of the layer (count)")

@@ -68,7 +68,7 @@ config = DEQTransformerConfig(
     adjoint=adjoints.Implicit(rtol=1e-2, max_steps=8),
 )  # fmt: skip
 graphdef, params, rest = nnx.split(DEQTransformerLM(config, rngs=nnx.Rngs(0)), nnx.Param, ...)
-optimizer = optax.adam(3e-3)
+optimizer = optax.adam(5e-3)
 
 
 def make_mesh(data, model):
@@ -126,7 +126,7 @@ def learn(state, mesh, steps, name):
     return state, run
 
 
-state, run = learn(state, large, range(60), "8 devices")
+state, run = learn(state, large, range(80), "8 devices")
 
 # %% [markdown]
 # ## Saved here, restored there
@@ -137,16 +137,19 @@ state, run = learn(state, large, range(60), "8 devices")
 # %%
 folder = tempfile.mkdtemp()
 with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(f"{folder}/60", state)
+    checkpointer.save(f"{folder}/80", state)
     checkpointer.wait_until_finished()
     small = make_mesh(data=2, model=1)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), start(small))
-    restored = checkpointer.restore(f"{folder}/60", like)
+    restored = checkpointer.restore(f"{folder}/80", like)
 
-_, on_eight = learn(state, large, range(60, 120), "8 devices")
-_, on_two = learn(restored, small, range(60, 120), "2 devices, from the checkpoint")
-worst = max(abs(a["loss"] - b["loss"]) for a, b in zip(on_eight, on_two, strict=True))
-print(f"largest difference of the losses after that: {worst:.1e} nats")
+_, on_eight = learn(state, large, range(80, 160), "8 devices")
+_, on_two = learn(restored, small, range(80, 160), "2 devices, from the checkpoint")
+apart = [abs(a["loss"] - b["loss"]) for a, b in zip(on_eight, on_two, strict=True)]
+print(f"losses apart by {apart[0]:.0e} nats at the next step, by {max(apart):.0e} at most in the 80 steps after it")
+
+# %% [markdown]
+# The sums of the two meshes are rounded in another order: a difference in the last digit, which training then enlarges.
 
 # %%
 axes = plot.learning_curves(run + on_eight + on_two, "loss", unit="nats a token", by="mesh")

@@ -88,13 +88,18 @@ def test_import_is_light():
     assert run.stdout.strip() == ""
 
 
-@pytest.mark.parametrize("module", ["jaxdeq", "jaxdeq.solvers", "jaxdeq.adjoints", "jaxdeq.nn"])
-def test_public_names_are_documented(module):
-    module = importlib.import_module(module)
-    for name in module.__all__:
-        doc = getattr(module, name).__doc__
+PUBLIC = ["jaxdeq", *(f"jaxdeq.{name}" for name in ("adjoints", "models", "models.convert", "nn", "plot", "solvers"))]
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_are_documented_with_an_example(module):
+    """What the examples print is checked where they stand, by `pytest --doctest-modules`."""
+    names = importlib.import_module(module)
+    for name in names.__all__:
+        doc = getattr(names, name).__doc__
         assert doc, f"{name} has no docstring"
         assert not doc.startswith(f"{name}("), f"{name} has only the docstring of its dataclass"
+        assert ">>>" in doc or f"{module}.{name}" in PUBLIC, f"{name} has no example"
 
 
 def test_version_is_one():

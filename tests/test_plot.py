@@ -70,7 +70,7 @@ def test_residuals_stop_where_the_solve_did():
 
 
 def test_steps_counts_each_problem_once():
-    axes = plot.steps(dict(a=jnp.array([3, 4, 4, 6])))
+    axes = plot.steps({"a": jnp.array([3, 4, 4, 6])})
     heights = axes.patches[0].get_xy()[:, 1]
     assert {0, 1, 2} == set(heights)
 
