@@ -26,6 +26,7 @@ except ImportError as error:
 __all__ = ["eigenvalues", "learning_curves", "residuals", "steps", "style"]
 
 INK = "#7a7a7a"  # texts, axes, and lines that only guide the eye
+LIGHTER = "#818181"  # on the other side of what Jupyter takes for light
 PALETTE = ("#2f8fe0", "#e8731a", "#2ca05a", "#c04fc0", "#b08a00", "#e0506a", "#6f6fd8", "#1f9fa5")
 
 Colours = Mapping[str, str]
@@ -222,7 +223,9 @@ def style(axes: Axes) -> Axes:
     axes.set_facecolor("none")
     for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
         text.set_color(INK)
-    axes.tick_params(which="both", colors=INK)
+    # Jupyter lays a white or black ground under a transparent picture if its ticks are all dark or all light.
+    axes.tick_params(axis="x", which="both", colors=LIGHTER)
+    axes.tick_params(axis="y", which="both", colors=INK)
     axes.grid(color=INK, alpha=0.25, linewidth=0.6)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))

@@ -52,6 +52,14 @@ def test_reads_on_white_and_on_black(draw):
         assert contrast(colour, 0.0) > 3.5, colour
 
 
+def test_jupyter_lays_no_ground_under_it():
+    """It does if all ticks are light, or all dark; light is what it weighs above a half."""
+    axes = DRAWN["steps"]()
+    weigh = lambda tick: np.dot(to_rgb(tick.get_color()), (0.299, 0.587, 0.114))
+    assert all(weigh(tick) > 0.5 for tick in axes.get_xticklabels())
+    assert all(weigh(tick) <= 0.5 for tick in axes.get_yticklabels())
+
+
 def contrast(colour, ground):
     """Of a colour to a grey ground of this luminance; by WCAG 2, where 3 is asked of large text."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
