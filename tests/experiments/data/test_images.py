@@ -144,7 +144,9 @@ def test_missing_files_are_named_with_a_remedy(full):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not gzip", gzip.compress(b"\0\0\x08\1"), gzip.compress(idx(np.ones((3, 3)))[:-1])]
+    "content",
+    [b"", b"not gzip", gzip.compress(b"\0\0\x08\1"), gzip.compress(idx(np.ones((3, 3)))[:-1])],
+    ids=["empty", "not gzip", "no sizes", "too short"],
 )
 def test_a_broken_file_is_named(full, content):
     path = full.folder / "train-images-idx3-ubyte.gz"
