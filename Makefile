@@ -33,7 +33,7 @@ bench: $(VENV)/.dev ## the benchmarks, as ratios within one run
 
 notebooks: $(VENV)/.notebooks ## execute all notebooks (ARGS=--overwrite keeps what they show)
 	$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.py
-	$(BIN)/python -m pytest -q -n $(WORKERS) --nbmake --nbmake-timeout=300 notebooks/*.ipynb $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --nbmake --nbmake-timeout=600 notebooks/*.ipynb $(ARGS)
 
 clean: ## remove environments, builds and caches
 	rm -rf .venv* build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

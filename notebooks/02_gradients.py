@@ -21,15 +21,18 @@
 # It takes about a minute on a CPU.
 
 # %%
-# Outside of a clone, as in Colab: installs jaxdeq, from a wheel beside this notebook if there is one.
+# Installs what is missing, as in Colab. A wheel of jaxdeq beside this notebook (`pip wheel --no-deps .` in a clone
+# makes it) comes before the package index.
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("jaxdeq") is None:
-    package = next(map(str, Path().glob("jaxdeq-*.whl")), "jaxdeq")
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{package}[plot]"], check=True)
+WHEEL = next(map(str, Path().glob("jaxdeq-*.whl")), "jaxdeq")
+PACKAGES = {"jaxdeq": WHEEL, "matplotlib": "matplotlib"}
+missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+if missing:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)
 
 # %%
 import time

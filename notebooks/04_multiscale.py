@@ -19,17 +19,21 @@
 # many evaluations an image needs, and what happens when the solver is stopped early. It takes two minutes on a CPU.
 
 # %%
-# Outside of a clone, as in Colab: installs jaxdeq, from a wheel beside this notebook if there is one.
+# Installs what is missing, as in Colab. A wheel of jaxdeq beside this notebook (`pip wheel --no-deps .` in a clone
+# makes it) comes before the package index.
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 IN_CLONE = (Path("..") / "experiments" / "data").is_dir()
-if importlib.util.find_spec("jaxdeq") is None:
-    package = next(map(str, Path().glob("jaxdeq-*.whl")), "jaxdeq")
-    needs = [f"{package}[flax,plot]", "optax", "tensorflow-datasets", "array-record"]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *needs], check=True)
+WHEEL = next(map(str, Path().glob("jaxdeq-*.whl")), "jaxdeq")
+PACKAGES = {"jaxdeq": WHEEL, "matplotlib": "matplotlib", "flax": "flax", "optax": "optax"}
+if not IN_CLONE:
+    PACKAGES |= {"tensorflow_datasets": "tensorflow-datasets", "array_record": "array-record"}
+missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+if missing:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)
 
 # %%
 import time
