@@ -170,7 +170,7 @@ def differences(old: Any, new: Any, name: str = "") -> dict[str, tuple[Any, Any]
     """By dotted name, what two descriptions do not share."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return {} if old == new else {name: (old, new)}
-    found = {}
+    found: dict[str, tuple[Any, Any]] = {}
     for key in dict.fromkeys([*old, *new]):
         found |= differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
     return found

@@ -38,7 +38,8 @@ class Records:
         self.path = config.work / "metrics.jsonl"
         self.writes = jax.process_index() == 0
         self.records = [r for r in read(self.path) if r["step"] <= step and r["kind"] != "test"]
-        self.bar, self.board = None, None
+        self.bar: Any = None
+        self.board: Any = None
         if self.writes:
             self._open(step)
 

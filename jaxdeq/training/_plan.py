@@ -95,7 +95,7 @@ class Plan(NamedTuple):
 def plan(step: int, seed: int, pretrain: int, penalty: Penalty, budget: Budget, max_steps: int) -> Plan:
     """The settings of a step: a function of its number, so that all hosts and any resumed run agree."""
     rng = np.random.default_rng((seed, step))
-    coin, change = rng.random() < penalty.frequency, rng.integers(*budget.jitter, endpoint=True)
+    coin, change = rng.random() < penalty.frequency, int(rng.integers(*budget.jitter, endpoint=True))
     weight = penalty.weight_at(step, pretrain)
     penalised = coin and weight > 0
     if budget.only_penalised and not penalised:

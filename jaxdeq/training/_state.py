@@ -39,14 +39,29 @@ class Structure(NamedTuple):
     random: Any  # shapes of the random streams
 
 
+class Parts(NamedTuple):
+    """A model: `nnx.merge(*parts)`."""
+
+    graphdef: Any
+    params: Any
+    random: Any
+    rest: Any
+
+
+def split(model: nnx.Module) -> Parts:
+    """Structure, parameters, random streams, and all other arrays."""
+    parts: Any = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    return Parts(*parts)
+
+
 def structure(config: Config) -> Structure:
     """The model without its arrays."""
     graphdefs = []  # static: noted while the arrays are traced
 
     def trace():
-        graphdef, _, random, _ = nnx.split(config.task.build(config.model, nnx.Rngs(0)), nnx.Param, nnx.RngState, ...)
-        graphdefs.append(graphdef)
-        return random
+        parts = split(config.task.build(config.model, nnx.Rngs(0)))
+        graphdefs.append(parts.graphdef)
+        return parts.random
 
     random = jax.eval_shape(trace)
     return Structure(graphdefs[0], random)
@@ -56,10 +71,10 @@ def draw(config: Config) -> State:
     """The state before the first step; a function of the config alone."""
     model = config.task.build(config.model, nnx.Rngs(config.seed))
     carry = config.task.carry(model, config.batch)
-    _, params, _, rest = nnx.split(model, nnx.Param, nnx.RngState, ...)
-    moments = config.optimizer.directions().init(params)
-    ema = jax.tree.map(jnp.copy, (params, rest)) if config.ema else ()
-    return State(jnp.int32(0), params, rest, moments, ema, carry)
+    parts = split(model)
+    moments = config.optimizer.directions().init(parts.params)
+    ema = jax.tree.map(jnp.copy, (parts.params, parts.rest)) if config.ema else ()
+    return State(jnp.int32(0), parts.params, parts.rest, moments, ema, carry)
 
 
 def plan_state(config: Config, mesh: jax.sharding.Mesh) -> State:

@@ -16,7 +16,7 @@ from jaxdeq import BackwardStats, Stats, Status
 from jaxdeq.training._config import Config
 from jaxdeq.training._mesh import IN_USE, ROWS, place, place_rows
 from jaxdeq.training._plan import Plan
-from jaxdeq.training._state import State, plan_state, reseed, structure
+from jaxdeq.training._state import State, plan_state, reseed, split, structure
 from jaxdeq.training._tasks import Batch
 
 Measures = dict[str, Array]
@@ -38,22 +38,23 @@ class Programs:
         # XLA's CPU backend is slow with gradients of convolutions inside a branch: there, two programs.
         inside = config.penalty.in_program
         self.branches = jax.default_backend() != "cpu" if inside is None else inside
-        self._train, self._evaluate, self._radius = map(cache, (self._train, self._evaluate, self._radius))
+        self._train_program = cache(self._compile_train)
+        self._evaluate_program = cache(self._compile_evaluate)
+        self._radius_program = cache(self._compile_radius)
 
     def train(self, state: State, batch: Batch, plan: Plan) -> tuple[State, Measures]:
         """One step. The state that goes in is used up."""
-        penalised = bool(plan.penalised)
-        if self.branches and self._may_penalise(plan.unrolled):
-            penalised = None
-        return self._train(plan.unrolled, penalised)(state, batch, plan)
+        branches = self.branches and self._may_penalise(plan.unrolled)
+        program = self._train_program(plan.unrolled, None if branches else bool(plan.penalised))
+        return program(state, batch, plan)
 
     def evaluate(self, weights: Any, batch: Batch, carry: Any, unrolled: bool) -> tuple[Measures, Any]:
         """Sums over a batch, and the carry for the next one; `weights` are parameters and rest."""
-        return self._evaluate(unrolled)(weights, batch, carry)
+        return self._evaluate_program(unrolled)(weights, batch, carry)
 
     def radius(self, weights: Any, batch: Batch, carry: Any, key: Array) -> Array:
         """The mean of the spectral radii at the equilibria of a batch."""
-        return self._radius()(weights, batch, carry, key)
+        return self._radius_program()(weights, batch, carry, key)
 
     def carry(self, rows: int) -> Any:
         """What evaluation begins with."""
@@ -66,7 +67,7 @@ class Programs:
         weight = penalty.unrolled_weight if unrolled else penalty.weight or penalty.increment
         return bool(weight and penalty.frequency)
 
-    def _train(self, unrolled, penalised):
+    def _compile_train(self, unrolled, penalised):
         shardings = jax.tree.map(lambda x: x.sharding, self.state)
         step = partial(self._step, unrolled=unrolled, penalised=penalised)
         return jax.jit(step, donate_argnums=0, out_shardings=(shardings, self.whole))
@@ -133,9 +134,9 @@ class Programs:
             if penalised:
                 total = total + weight * out.output.penalty
             del measures["weight"]
-            return total, (measures, nnx.split(model, nnx.Param, nnx.RngState, ...)[3], out.carry)
+            return total, (measures, split(model).rest, out.carry)
 
-        batched = self.config.implicit and self.config.model.batched
+        batched = getattr(self.config.model, "batched", False)
         tap = BackwardStats.empty(*([rows] if batched else []))
         differentiate = jax.grad(objective, argnums=(0, 1), has_aux=True)
         (grads, backward), (measures, rest, carry) = differentiate(params, tap)
@@ -158,9 +159,10 @@ class Programs:
 
     def _solve(self, unrolled, max_steps):
         """How to solve, as the model takes it."""
+        model: Any = self.config.model
         if not self.config.implicit:
             return {}
-        return {"unroll": self.config.model.unroll} if unrolled else {"max_steps": max_steps}
+        return {"unroll": model.unroll} if unrolled else {"max_steps": max_steps}
 
     def _average(self, ema, now, step):
         if not self.config.ema:
@@ -190,7 +192,7 @@ class Programs:
         join = lambda x: x[0] if x.ndim == 1 else jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
         return jax.tree.map(join, tree)
 
-    def _evaluate(self, unrolled):
+    def _compile_evaluate(self, unrolled):
         def evaluate(weights, batch, carry):
             out = self._apply(weights, batch, carry, unrolled)
             sums = dict(out.sums)
@@ -204,7 +206,7 @@ class Programs:
 
         return compiled
 
-    def _radius(self):
+    def _compile_radius(self):
         def radius(weights, batch, carry, key):
             params, rest = weights
             z = self._apply(weights, batch, carry, unrolled=False).output.z

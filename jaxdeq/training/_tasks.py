@@ -144,7 +144,7 @@ class Segmentation:
         weights = _weights(batch, labels[:, 0, 0])[:, None, None]
         counts = jnp.where(labels == self.ignore, 0, weights)
         labels = jnp.where(labels == self.ignore, 0, labels)
-        logits = models.resize_bilinear(out.logits, labels.shape[1:])
+        logits = models.resize_bilinear(out.logits, (labels.shape[1], labels.shape[2]))
         losses = counts * cross_entropy(logits, labels)
         balance = jnp.asarray(self.weights, jnp.float32)[labels] if self.weights else jnp.float32(1)
         loss = jnp.sum(balance * losses) / jnp.maximum(jnp.sum(balance * counts), 1e-6)

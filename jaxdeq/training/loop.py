@@ -124,7 +124,8 @@ class _Run:
         weights = state.ema or (state.params, state.rest)
         rows, unrolled = config.evaluation.batch or config.batch, step < config.pretrain
         begin = carry = programs.carry(rows)
-        parts, radius = [], {}
+        parts: list[Any] = []
+        radius = {}
         for batch in config.data.evaluate(split, rows):
             batch = put_rows(batch, self.mesh)
             if not parts and config.evaluation.radius and config.implicit:
