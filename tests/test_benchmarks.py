@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import cases, models, run, table
+from benchmarks import cases, data, models, run, table
 
 
 @pytest.mark.parametrize("name", ["step", "memory", "layer"])
@@ -25,3 +25,10 @@ def test_tables_replace_the_ones_before():
     once = table.insert(run.README.read_text(), setting, [row])
     assert "| problem | contender | refused |" in once
     assert table.insert(once, setting, [row]) == once
+
+
+def test_rates_of_the_input_pipeline(tmp_path):
+    rates = data.main(data.Options(repetitions=1, seconds=0.0, out=tmp_path / "rates.json", tiny=True))
+    assert len(rates) == 9
+    assert all(rate.median > 0 for rate in rates)
+    assert (tmp_path / "rates.json").read_text()
