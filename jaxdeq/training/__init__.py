@@ -2,6 +2,7 @@
 
 from jaxdeq.training._checkpoint import CheckpointError
 from jaxdeq.training._config import Checkpoints, Config, Data, Evaluation, Log
+from jaxdeq.training._hosts import Hosts
 from jaxdeq.training._mesh import Mesh
 from jaxdeq.training._optimizer import SGD, Adam, Cosine, Optimizer
 from jaxdeq.training._plan import Budget, Penalty
@@ -20,6 +21,7 @@ __all__ = [
     "Data",
     "Diverged",
     "Evaluation",
+    "Hosts",
     "LanguageModelling",
     "Log",
     "Mesh",

@@ -157,7 +157,7 @@ class Saves:
 
 def _options(config):
     """The last ones are kept, and the best of those that were scored."""
-    name, higher = config.task.best
+    name, higher = config.task.best()
     goodness = lambda scores: scores[name] if higher else -scores[name]
     last = checkpoint_managers.LatestN(config.checkpoints.keep)
     best = checkpoint_managers.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False)

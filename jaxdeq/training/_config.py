@@ -1,12 +1,13 @@
 """The settings of a training run."""
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import grain
 
 from jaxdeq import _checks as check
+from jaxdeq.training._hosts import Hosts
 from jaxdeq.training._mesh import Mesh
 from jaxdeq.training._optimizer import Optimizer
 from jaxdeq.training._plan import Budget, Penalty
@@ -119,7 +120,10 @@ class Config:
       checkpoints: when the run is saved.
       log: what people see.
       mesh: how devices share the work.
+      hosts: how processes find each other, if there are several; for the caller to `connect`.
       work: the folder of this run. A run that was begun there goes on.
+      start: weights to begin with: the folder of another run, or a PyTorch checkpoint converted to
+        `.safetensors`. What has no equal there begins as without.
     """
 
     model: ModelConfig
@@ -138,7 +142,9 @@ class Config:
     checkpoints: Checkpoints = Checkpoints()
     log: Log = Log()
     mesh: Mesh = Mesh()
-    work: Path = field(default=Path("work/run"))
+    hosts: Hosts = Hosts()
+    work: Path = Path("work/run")
+    start: Path | None = None
 
     def __post_init__(self):
         for name in ("steps", "batch", "accumulate"):
@@ -147,8 +153,11 @@ class Config:
             check.count(name, getattr(self, name), least=0)
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be a decay from 0 to below 1; got {self.ema}")
-        if self.pretrain and not self.implicit:
-            raise ValueError(f"pretrain is for models with an equilibrium; got {type(self.model).__name__}")
+        if (self.pretrain or self.penalty.weight or self.penalty.unrolled_weight) and not self.implicit:
+            raise ValueError(
+                f"pretrain and penalty are for models with an equilibrium; {type(self.model).__name__} has none, so "
+                f"they must be 0; got pretrain {self.pretrain} and {self.penalty}"
+            )
 
     @property
     def implicit(self) -> bool:

@@ -48,7 +48,8 @@ class Cosine:
 class Optimizer(Protocol):
     """A frozen dataclass that says how gradients become updates."""
 
-    rate: Cosine
+    def learning_rate(self, step: jax.Array, steps: int) -> jax.Array:
+        """After `step` steps of `steps`."""
 
     def directions(self) -> optax.GradientTransformation:
         """From gradients to what is added to the parameters, for a rate of -1."""
@@ -79,6 +80,9 @@ class Adam:
             check.nonnegative(name, getattr(self, name))
         check.flag("decoupled", self.decoupled)
 
+    def learning_rate(self, step: jax.Array, steps: int) -> jax.Array:
+        return self.rate(step, steps)
+
     def directions(self) -> optax.GradientTransformation:
         decay = [optax.add_decayed_weights(self.decay)] if self.decay else []
         adam = [optax.scale_by_adam(self.b1, self.b2)]
@@ -107,6 +111,9 @@ class SGD:
         for name in ("momentum", "decay", "clip"):
             check.nonnegative(name, getattr(self, name))
         check.flag("nesterov", self.nesterov)
+
+    def learning_rate(self, step: jax.Array, steps: int) -> jax.Array:
+        return self.rate(step, steps)
 
     def directions(self) -> optax.GradientTransformation:
         decay = [optax.add_decayed_weights(self.decay)] if self.decay else []

@@ -83,7 +83,7 @@ class Programs:
             out = differentiate(penalised)(*operands)
         grads, measures, rest, carry = out
         grads = lax.with_sharding_constraint(grads, place(grads, self.mesh))
-        rate = config.optimizer.rate(state.step, config.steps)
+        rate = config.optimizer.learning_rate(state.step, config.steps)
         measures |= {"gradient": optax.tree.norm(grads), "rate": rate}
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it
             directions, moments = config.optimizer.directions().update(grads, state.moments, state.params)

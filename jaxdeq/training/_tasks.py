@@ -52,11 +52,9 @@ class Task(Protocol):
     def scores(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
         """Means from sums, `loss` among them."""
 
-    @property
     def best(self) -> tuple[str, bool]:
         """The score by which the best checkpoint is kept, and whether higher is better."""
 
-    @property
     def unit(self) -> str:
         """What batches are counted in."""
 
@@ -75,8 +73,6 @@ class Classification:
 
     smoothing: float = 0.0
     top5: bool = False
-    best = ("accuracy", True)
-    unit = "images"
 
     def __post_init__(self):
         check.nonnegative("smoothing", self.smoothing)
@@ -109,6 +105,12 @@ class Classification:
     def spectral_radius(self, model: Any, batch: Batch, carry: Any, z: Any, key: Array) -> Array:
         return model.spectral_radius(batch["images"], z, key)
 
+    def best(self) -> tuple[str, bool]:
+        return "accuracy", True
+
+    def unit(self) -> str:
+        return "images"
+
     def scores(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
         weight = max(float(sums["weight"]), 1.0)
         return {name: float(total) / weight for name, total in sums.items() if name != "weight"}
@@ -125,8 +127,6 @@ class Segmentation:
 
     weights: tuple[float, ...] = ()
     ignore: int = 255
-    best = ("miou", True)
-    unit = "images"
 
     def build(self, config: MDEQConfig, rngs: nnx.Rngs) -> nnx.Module:
         if len(self.weights) not in (0, config.classes):
@@ -156,6 +156,12 @@ class Segmentation:
     def spectral_radius(self, model: Any, batch: Batch, carry: Any, z: Any, key: Array) -> Array:
         return model.spectral_radius(batch["images"], z, key)
 
+    def best(self) -> tuple[str, bool]:
+        return "miou", True
+
+    def unit(self) -> str:
+        return "images"
+
     def scores(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
         """Loss a pixel, share of right pixels, and the mean over classes of intersection over union."""
         confusion, weight = np.asarray(sums["confusion"], np.float64), max(float(sums["weight"]), 1.0)
@@ -172,9 +178,6 @@ class LanguageModelling:
     Each row of a batch goes on where the same row of the batch before ended; the model's memory is
     carried along.
     """
-
-    best = ("loss", False)
-    unit = "tokens"
 
     def build(self, config: DEQTransformerConfig | TransformerXLConfig, rngs: nnx.Rngs) -> nnx.Module:
         kinds = {DEQTransformerConfig: models.DEQTransformerLM, TransformerXLConfig: models.TransformerXL}
@@ -194,6 +197,12 @@ class LanguageModelling:
 
     def spectral_radius(self, model: Any, batch: Batch, carry: Any, z: Any, key: Array) -> Array:
         return model.spectral_radius(batch["tokens"], z, key, memory=carry)
+
+    def best(self) -> tuple[str, bool]:
+        return "loss", False
+
+    def unit(self) -> str:
+        return "tokens"
 
     def scores(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
         loss = float(sums["loss"]) / max(float(sums["weight"]), 1.0)

@@ -13,7 +13,8 @@ from jaxdeq.training._mesh import check_rows, put_rows
 from jaxdeq.training._meter import Diverged, Meter
 from jaxdeq.training._plan import plan
 from jaxdeq.training._report import report
-from jaxdeq.training._state import create
+from jaxdeq.training._start import start_from
+from jaxdeq.training._state import State, create
 from jaxdeq.training._step import Programs
 
 __all__ = ["Diverged", "train"]
@@ -36,6 +37,7 @@ def train(config: Config) -> dict[str, Any]:
     """
     mesh = config.mesh.make()
     check_rows(config.batch, config.accumulate, mesh)
+    check_rows(config.evaluation.batch or config.batch, 1, mesh)
     with jax.set_mesh(mesh):
         return _Run(config, mesh).go()
 
@@ -47,10 +49,17 @@ class _Run:
         self.programs = Programs(config, mesh)
         self.data = iter(config.data.train(config.batch, config.seed))
         restored = self.saves.restore(self.programs.state, self.data)
-        self.state = create(config, mesh) if restored is None else restored
+        state, started = (restored, "") if restored is not None else self._begin()
+        self.state: State = state
         self.step = int(self.state.step)
         self.records = Records(config, self.step)
+        if started:
+            self.records.say(started)
         self.meter, self.watch = Meter(config.log.every, self.step), Watch()
+
+    def _begin(self):
+        state, path = create(self.config, self.mesh), self.config.start
+        return (state, "") if path is None else start_from(path, state, self.programs.structure, self.mesh)
 
     def go(self):
         config, records = self.config, self.records
@@ -112,7 +121,7 @@ class _Run:
         step, record = interval
         config, epoch = self.config, self.config.data.steps_per_epoch(self.config.batch)
         record["epoch"] = step / epoch
-        record[f"{config.task.unit}_per_second"] = self.items / record["seconds_per_step"]
+        record[f"{config.task.unit()}_per_second"] = self.items / record["seconds_per_step"]
         if "penalty" in record:
             record["penalty_weight"] = config.penalty.weight_at(step - 1, config.pretrain)
         self.records.write("train", step, record)
