@@ -15,14 +15,19 @@ from jax.tree_util import keystr, tree_leaves_with_path
 ROOT = Path(__file__).parents[2]
 
 
-def start(work: Path, *flags: str) -> subprocess.Popen:
-    """Begins, or goes on with, `tiny.LONG`; programs are compiled once for all runs beside each other."""
+def start(work: Path, *several: str) -> subprocess.Popen:
+    """Begins, or goes on with, `tiny.LONG`; programs are compiled once for all runs beside each other.
+
+    `several`: port, count and index, as one of several processes, with two devices each.
+    """
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(work.parent / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
-    command = [sys.executable, "-m", "tests.training.tiny", str(work), *flags]
+    if several:
+        cache = {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")}
+    command = [sys.executable, "-m", "tests.training.tiny", str(work), *several]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | cache, **pipes)
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxdeq import adjoints, solvers, training
-from jaxdeq.models import Branch, DEQTransformerConfig, MDEQConfig
+from jaxdeq.models import Branch, DEQTransformerConfig, MDEQConfig, ResNetConfig
 
 CLASSES, SIDE, WORDS = 3, 8, 20
 
@@ -114,6 +114,8 @@ IMAGES = training.Config(
     mesh=training.Mesh(data=1),
 )  # fmt: skip
 
+EXPLICIT = replace(IMAGES, model=ResNetConfig((1,), CLASSES, width=8, small_images=True))
+
 TEXT = replace(
     IMAGES,
     model=DEQTransformerConfig(
@@ -141,5 +143,12 @@ LONG = replace(
     log=replace(TEXT.log, every=5),
 )
 
-if __name__ == "__main__":  # python -m tests.training.tiny work
-    print(run(LONG, Path(sys.argv[1])))
+if __name__ == "__main__":  # python -m tests.training.tiny work [port count index]
+    work, *several = sys.argv[1:]
+    config = LONG
+    if several:
+        port, count, index = several
+        hosts = training.Hosts(f"127.0.0.1:{port}", int(count), int(index))
+        hosts.connect()
+        config = replace(LONG, steps=100, hosts=hosts, mesh=training.Mesh(data=2, fsdp=2))
+    print(run(config, Path(work)))
