@@ -15,6 +15,7 @@ from jaxdeq.training._config import Config, describe, differences
 from jaxdeq.training._state import State
 
 ITEMS = ("state", "data", "config")
+FREE = ("evaluation", "checkpoints", "log", "mesh", "hosts", "work", "start")  # settings that change no number of a run
 
 
 class CheckpointError(Exception):
@@ -86,18 +87,21 @@ class Saves:
         Raises:
           CheckpointError: there are some, and none can be read, or they are of another model.
         """
-        steps, failed = sorted(self.manager.all_steps(), reverse=True), {}
-        for step in steps:
+        failed: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            changes = {}
             try:
-                self._compare(step)
+                changes = self._changes(step)
                 state = self.load(step, like)
                 self._seek(step, data)
             except CheckpointError:
                 raise
             except Exception as error:  # whatever orbax and its libraries raise for a damaged file
-                failed[step] = _first_line(error)
+                failed[step] = _first_line(error) + (f" (settings that differ: {changes})" if changes else "")
                 continue
             self._put_aside(failed, step)
+            if changes:
+                warnings.warn(f"the run in {self.folder} goes on with other settings: {changes}", stacklevel=4)
             return state
         if failed:
             raise CheckpointError(
@@ -119,18 +123,15 @@ class Saves:
         """Of all checkpoints that are complete."""
         return sorted(self.manager.all_steps())
 
-    def _compare(self, step):
-        """Refuses to go on with another model; says what else is different."""
+    def _changes(self, step):
+        """What differs from the settings that the checkpoint was made with, but for what every run may change."""
         args = ocp.args.Composite(config=ocp.args.JsonRestore())
         old = self.manager.restore(step, args=args)["config"]
         changes = differences(old, json.loads(json.dumps(describe(self.config))))
-        shape = {name: change for name, change in changes.items() if name.split(".")[0] in ("model", "task", "data")}
-        told = lambda changes: ", ".join(f"{name}: {a!r} -> {b!r}" for name, (a, b) in changes.items())
-        if shape:
-            raise CheckpointError(f"{self.folder} is of another run ({told(shape)}); choose another folder by --work")
-        others = {name: change for name, change in changes.items() if name.split(".")[0] in ("optimizer", "batch")}
-        if others:
-            warnings.warn(f"the run in {self.folder} goes on with other settings ({told(others)})", stacklevel=4)
+        told = {n: f"{a!r} -> {b!r}" for n, (a, b) in changes.items() if n.split(".")[0] not in FREE}
+        if any(f"{part}.type" in told for part in ("model", "task", "data")):
+            raise CheckpointError(f"{self.folder} is of another run ({told}); choose another folder by --work")
+        return told
 
     def _seek(self, step, data):
         """Sets the position in the data, which is the same on all hosts, however many there were."""
