@@ -1,12 +1,21 @@
 """What is kept, where a run goes on, and what happens to what cannot be read or written."""
 
+import re
 import shutil
 from dataclasses import replace
 
+import chex
+import jax
 import numpy as np
 import pytest
+import safetensors.numpy
+from flax import nnx
 
+from jaxdeq.models import to_torch_state_dict
 from jaxdeq.training import CheckpointError, Checkpoints, Mesh
+from jaxdeq.training._start import start_from
+from jaxdeq.training._state import create
+from jaxdeq.training._step import Programs
 from tests.training import tiny
 from tests.training.processes import arrays, records, same
 
@@ -47,6 +56,7 @@ def test_a_run_leaves_its_records(whole):
     assert results["last"]["perplexity"] == pytest.approx(np.exp(results["last"]["loss"]))
 
 
+@pytest.mark.mesh
 def test_goes_on_with_other_devices(whole, cut):
     """8 in place of one, with parameters in parts."""
     results = tiny.run(KEPT, cut, mesh=Mesh(data=2, fsdp=2, model=2))
@@ -76,6 +86,32 @@ def test_only_damaged_checkpoints(cut):
 def test_another_run_is_not_mixed_in(cut):
     with pytest.raises(CheckpointError, match=r"is of another run .*LanguageModelling.* -> .*Classification"):
         tiny.run(tiny.IMAGES, cut)
+
+
+def test_starts_from_weights_of_another_run(whole, tmp_path):
+    """Of equal names and shapes; from the averages, if there are some."""
+    config, mesh = replace(KEPT, model=replace(KEPT.model, inner=8)), KEPT.mesh.make()
+    with jax.set_mesh(mesh):
+        state, structure = create(config, mesh), Programs(config, mesh).structure
+        begun, said = start_from(whole[1], state, structure, mesh)
+    assert re.search(r"starting from .*: \d+ of \d+ arrays", said)
+    theirs = arrays(whole[1], 4)  # with the lowest validation loss
+    words = begun.params["embedding"]["tables"][0][...]
+    np.testing.assert_array_equal(words, theirs["['ema'][0]['embedding']['tables']['0']['value']"])
+    narrow = lambda state: state.params["deq"]["cell"]["feed_forward"]["widen"]["layer"]["kernel"][...]
+    np.testing.assert_array_equal(narrow(begun), narrow(state))
+    with pytest.raises(FileNotFoundError, match=r"there must be a run or a .safetensors file"):
+        start_from(tmp_path / "none", state, structure, mesh)
+
+
+def test_starts_from_a_published_checkpoint(tmp_path):
+    mesh = KEPT.mesh.make()
+    with jax.set_mesh(mesh):
+        state, structure = create(KEPT, mesh), Programs(KEPT, mesh).structure
+        model = KEPT.task.build(KEPT.model, nnx.Rngs(5))
+        safetensors.numpy.save_file(to_torch_state_dict(model), tmp_path / "weights.safetensors")
+        begun, _ = start_from(tmp_path / "weights.safetensors", state, structure, mesh)
+    chex.assert_trees_all_equal(jax.device_get(begun.params), jax.device_get(nnx.state(model, nnx.Param)))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
