@@ -12,7 +12,7 @@ import safetensors.numpy
 from flax import nnx
 
 from jaxdeq.models import to_torch_state_dict
-from jaxdeq.training import CheckpointError, Checkpoints, Mesh
+from jaxdeq.training import CheckpointError, Checkpoints, Evaluation, Mesh, Penalty
 from jaxdeq.training._start import start_from
 from jaxdeq.training._state import create
 from jaxdeq.training._step import Programs
@@ -118,3 +118,17 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot write to .*; choose another folder by --work"):
         tiny.run(tiny.TEXT, tmp_path / "file" / "work")
+
+
+def test_radii_and_profiles_on_request(tmp_path):
+    """And a run that is at its end is only tried and reported again."""
+    asked = replace(
+        tiny.TEXT, steps=3, pretrain=0, ema=0.0, evaluation=Evaluation(every=0, radius=True),
+        penalty=Penalty(), log=replace(tiny.TEXT.log, profile=(1, 2), tensorboard=True), checkpoints=Checkpoints(every=0),
+    )  # fmt: skip
+    first = tiny.run(asked, tmp_path / "work")
+    assert 0 < first["last"]["radius"] < 10
+    assert list((tmp_path / "work" / "profile").rglob("*.xplane.pb"))
+    assert tiny.run(asked, tmp_path / "work") == first
+    kinds = [(record["kind"], record["step"]) for record in records(tmp_path / "work")]
+    assert kinds == [("train", 2), ("valid", 3), ("test", 3)]
