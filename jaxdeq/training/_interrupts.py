@@ -1,0 +1,46 @@
+"""Ends a run in order when it is told to stop."""
+
+import signal
+import threading
+from types import TracebackType
+from typing import Any
+
+import jax
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupts:
+    """While it is entered, SIGTERM and the first Ctrl-C are noted and not obeyed at once.
+
+    In a run of several processes JAX itself sees to it that all stop after the same step, for
+    SIGTERM, which a scheduler sends.
+
+    Args:
+      manager: orbax's, which asks JAX.
+    """
+
+    def __init__(self, manager: Any):
+        self.manager = manager
+        self.several = jax.process_count() > 1
+        self.told = False
+        self.before: dict[int, Any] = {}
+
+    def asked(self, step: int) -> bool:
+        """Whether to stop after this step."""
+        return self.manager.reached_preemption(step) if self.several else self.told
+
+    def __enter__(self) -> "Interrupts":
+        if not self.several and threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        self.told = True
+        signal.signal(number, self.before[number])  # a second one is obeyed

@@ -1,0 +1,84 @@
+"""Weights of another run or of a published checkpoint, to start from."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import tree_leaves_with_path
+
+from jaxdeq.models import convert, load_torch_state_dict, to_torch_state_dict
+from jaxdeq.training._state import State, Structure, reseed, split
+
+
+def start_from(path: Path, state: State, structure: Structure, mesh: jax.sharding.Mesh) -> tuple[State, str]:
+    """A state with all arrays that `path` has under the same name and in the same shape.
+
+    Args:
+      path: the work folder of another run, of which the checkpoint with the lowest validation loss is
+        taken, or else the last one, and averages of weights where it has them; or a PyTorch
+        checkpoint as a `.safetensors` file.
+      state: the state before the first step.
+      structure: of the model.
+      mesh: where arrays are read to.
+
+    Returns:
+      The state, and how much was found.
+
+    Raises:
+      FileNotFoundError: there is nothing to start from.
+      ValueError: nothing there fits.
+    """
+    if path.suffix == ".safetensors":
+        weights, found = _from_torch(path, state, structure)
+    else:
+        weights, found = _from_run(path, (state.params, state.rest), mesh)
+    total = len(jax.tree.leaves(weights))
+    if not found:
+        raise ValueError(f"{path} must have arrays of the model's names and shapes to start from; none of {total} fit")
+    state = state._replace(params=weights[0], rest=weights[1])
+    if state.ema:
+        state = state._replace(ema=jax.tree.map(lambda x: x.copy(), weights))
+    return state, f"starting from {path}: {found} of {total} arrays"
+
+
+def _from_torch(path, state, structure):
+    random = reseed(structure.random, jax.random.key(0))
+    model: Any = nnx.merge(structure.graphdef, state.params, random, state.rest, copy=True)
+    own = to_torch_state_dict(model)
+    fits = {name: x for name, x in convert.load(path).items() if name in own and own[name].shape == x.shape}
+    load_torch_state_dict(model, own | fits)
+    parts = split(model)
+    return (parts.params, parts.rest), len(fits)
+
+
+def _from_run(path, weights, mesh):
+    folder = path.absolute() / "checkpoints"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there must be a run or a .safetensors file to start from; got {path}")
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    handlers = {"state": ocp.StandardCheckpointHandler()}
+    with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
+        losses = {step: (manager.metrics(step) or {}).get("loss", np.inf) for step in manager.all_steps()}
+        if not losses:
+            raise FileNotFoundError(f"there must be a finished checkpoint to start from; got none in {folder}")
+        step = min(sorted(losses, reverse=True), key=lambda step: losses[step])
+        whole = NamedSharding(mesh, P())
+        shapes = manager.item_metadata(step)["state"].tree
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
+        saved = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+    theirs = dict(_named(tuple(saved.get("ema") or (saved["params"], saved["rest"]))))
+    found = {name for name, x in _named(weights) if name in theirs and theirs[name].shape == x.shape}
+    take = lambda name, x: jax.device_put(theirs[name].astype(x.dtype), x.sharding) if name in found else x
+    taken = [take(name, x) for name, x in _named(weights)]
+    return jax.tree.unflatten(jax.tree.structure(weights), taken), len(found)
+
+
+def _named(tree):
+    """Arrays by the names on the way to them, in order."""
+    part = lambda key: str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
+    return [(".".join(map(part, path)), x) for path, x in tree_leaves_with_path(tree)]

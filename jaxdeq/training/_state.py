@@ -1,0 +1,98 @@
+"""All that changes while a model is trained, and how it begins."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdeq.training._config import Config
+from jaxdeq.training._mesh import place, place_rows
+
+
+class State(NamedTuple):
+    """Everything that a step changes.
+
+    Random keys are not here: they follow from the seed and the number of the step.
+
+    Attributes:
+      step: steps made.
+      params: the parameters.
+      rest: other arrays of the model, such as statistics of BatchNorm.
+      moments: the optimiser's.
+      ema: averages of parameters and rest; `()` if not asked for.
+      carry: from batch to batch, by rows: a language model's memory; `()` if there is none.
+    """
+
+    step: jax.Array
+    params: Any
+    rest: Any
+    moments: Any
+    ema: Any
+    carry: Any
+
+
+class Structure(NamedTuple):
+    """What does not change: a model is `nnx.merge(graphdef, params, random, rest)`."""
+
+    graphdef: nnx.GraphDef
+    random: Any  # shapes of the random streams
+
+
+class Parts(NamedTuple):
+    """A model: `nnx.merge(*parts)`."""
+
+    graphdef: Any
+    params: Any
+    random: Any
+    rest: Any
+
+
+def split(model: nnx.Module) -> Parts:
+    """Structure, parameters, random streams, and all other arrays."""
+    parts: Any = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    return Parts(*parts)
+
+
+def structure(config: Config) -> Structure:
+    """The model without its arrays."""
+    graphdefs = []  # static: noted while the arrays are traced
+
+    def trace():
+        parts = split(config.task.build(config.model, nnx.Rngs(0)))
+        graphdefs.append(parts.graphdef)
+        return parts.random
+
+    random = jax.eval_shape(trace)
+    return Structure(graphdefs[0], random)
+
+
+def draw(config: Config) -> State:
+    """The state before the first step; a function of the config alone."""
+    model = config.task.build(config.model, nnx.Rngs(config.seed))
+    carry = config.task.carry(model, config.batch)
+    parts = split(model)
+    moments = config.optimizer.directions().init(parts.params)
+    ema = jax.tree.map(jnp.copy, (parts.params, parts.rest)) if config.ema else ()
+    return State(jnp.int32(0), parts.params, parts.rest, moments, ema, carry)
+
+
+def plan_state(config: Config, mesh: jax.sharding.Mesh) -> State:
+    """Shapes and shardings of the state, without any array."""
+    shapes = jax.eval_shape(lambda: draw(config))
+    shardings = place(shapes._replace(carry=()), mesh)._replace(carry=place_rows(shapes.carry, mesh))
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def create(config: Config, mesh: jax.sharding.Mesh) -> State:
+    """The state before the first step, made in parts where the mesh has it in parts."""
+    shardings = jax.tree.map(lambda x: x.sharding, plan_state(config, mesh))
+    return jax.jit(lambda: draw(config), out_shardings=shardings)()
+
+
+def reseed(random: Any, key: jax.Array) -> Any:
+    """The random streams of a model, begun anew from one key."""
+    leaves, treedef = jax.tree.flatten(random)
+    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    fresh = [jax.random.fold_in(key, i) if is_key(x) else jnp.zeros(x.shape, x.dtype) for i, x in enumerate(leaves)]
+    return treedef.unflatten(fresh)

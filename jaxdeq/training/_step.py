@@ -1,0 +1,248 @@
+"""The compiled programs of a run: a training step, an evaluation, spectral radii."""
+
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+from jaxdeq import BackwardStats, Stats, Status
+from jaxdeq.training._config import Config
+from jaxdeq.training._mesh import IN_USE, ROWS, place, place_rows
+from jaxdeq.training._plan import Plan
+from jaxdeq.training._state import State, plan_state, reseed, split, structure
+from jaxdeq.training._tasks import Batch
+
+Measures = dict[str, Array]
+
+
+class Programs:
+    """What a config computes on a mesh; each program is compiled when it is first run.
+
+    A training step has up to three: unrolled; solved; and, where the penalty does not branch inside
+    the program (see `Penalty.in_program`), solved with the penalty. All take and return one state.
+    """
+
+    def __init__(self, config: Config, mesh: jax.sharding.Mesh):
+        self.config = config
+        self.mesh = mesh
+        self.whole = NamedSharding(mesh, P())
+        self.structure = structure(config)
+        self.state = plan_state(config, mesh)  # shapes and shardings
+        # XLA's CPU backend is slow with gradients of convolutions inside a branch: there, two programs.
+        inside = config.penalty.in_program
+        self.branches = jax.default_backend() != "cpu" if inside is None else inside
+        self._train_program = cache(self._compile_train)
+        self._evaluate_program = cache(self._compile_evaluate)
+        self._radius_program = cache(self._compile_radius)
+
+    def train(self, state: State, batch: Batch, plan: Plan) -> tuple[State, Measures]:
+        """One step. The state that goes in is used up."""
+        branches = self.branches and self._may_penalise(plan.unrolled)
+        program = self._train_program(plan.unrolled, None if branches else bool(plan.penalised))
+        return program(state, batch, plan)
+
+    def evaluate(self, weights: Any, batch: Batch, carry: Any, unrolled: bool) -> tuple[Measures, Any]:
+        """Sums over a batch, and the carry for the next one; `weights` are parameters and rest."""
+        return self._evaluate_program(unrolled)(weights, batch, carry)
+
+    def radius(self, weights: Any, batch: Batch, carry: Any, key: Array) -> Array:
+        """The mean of the spectral radii at the equilibria of a batch."""
+        return self._radius_program()(weights, batch, carry, key)
+
+    def carry(self, rows: int) -> Any:
+        """What evaluation begins with."""
+        begin = lambda: self.config.task.carry(self._model(*self._blank()), rows)
+        shardings = place_rows(jax.eval_shape(begin), self.mesh)
+        return jax.jit(begin, out_shardings=shardings)()
+
+    def _may_penalise(self, unrolled):
+        penalty = self.config.penalty
+        weight = penalty.unrolled_weight if unrolled else penalty.weight or penalty.increment
+        return bool(weight and penalty.frequency)
+
+    def _compile_train(self, unrolled, penalised):
+        shardings = jax.tree.map(lambda x: x.sharding, self.state)
+        step = partial(self._step, unrolled=unrolled, penalised=penalised)
+        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, self.whole))
+
+    def _step(self, state, batch, plan, *, unrolled, penalised):
+        config, key = self.config, jax.random.fold_in(jax.random.key(self.config.seed), state.step)
+        params = lax.with_sharding_constraint(state.params, place(state.params, self.mesh, IN_USE))
+        differentiate = lambda penalised: partial(self._differentiate, unrolled=unrolled, penalised=penalised)
+        operands = (params, state.rest, batch, state.carry, key, plan.weight, plan.max_steps)
+        if penalised is None:
+            out = lax.cond(plan.penalised, differentiate(True), differentiate(False), *operands)
+        else:
+            out = differentiate(penalised)(*operands)
+        grads, measures, rest, carry = out
+        grads = lax.with_sharding_constraint(grads, place(grads, self.mesh))
+        rate = config.optimizer.learning_rate(state.step, config.steps)
+        measures |= {"gradient": optax.tree.norm(grads), "rate": rate}
+        with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+            directions, moments = config.optimizer.directions().update(grads, state.moments, state.params)
+        params = jax.tree.map(lambda p, d: p - (rate * d).astype(p.dtype), state.params, directions)
+        ema = self._average(state.ema, (params, rest), state.step)
+        return State(state.step + 1, params, rest, moments, ema, carry), measures
+
+    def _differentiate(self, params, rest, batch, carry, key, weight, max_steps, *, unrolled, penalised):
+        """Gradients and measures, as means over the parts of a batch."""
+        one = partial(self._one, params, weight, max_steps, unrolled, penalised)
+        count = self.config.accumulate
+        if count == 1:
+            return one(rest, batch, carry, key)
+
+        def body(so_far, part):
+            total, rest = so_far
+            grads, measures, rest, carry = one(rest, *part)
+            return (jax.tree.map(jnp.add, total, (grads, measures)), rest), carry
+
+        parts = (self._cut((batch, carry)), jax.random.split(key, count))
+        parts = (*parts[0], parts[1])
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(one, rest, *first)[:2]
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (total, rest), carry = lax.scan(body, (zeros, rest), parts)
+        return *jax.tree.map(lambda x: x / count, total), rest, self._join(carry)
+
+    def _one(self, params, weight, max_steps, unrolled, penalised, rest, batch, carry, key):
+        """Gradients and measures of one part."""
+        mask_key, probe_key = jax.random.split(key)
+        rows = len(jax.tree.leaves(batch)[0])
+        solve = self._solve(unrolled, max_steps)
+        if penalised:
+            solve["key"] = probe_key
+            if self.config.penalty.probes:
+                solve["probes"] = self.config.penalty.probes
+
+        def objective(params, tap):
+            model = self._model(params, rest, mask_key)
+            if self.config.implicit and not unrolled:
+                solve["tap"] = tap
+            out = self.config.task.apply(model, batch, carry, **solve)
+            measures = {name: x / out.sums["weight"] for name, x in out.sums.items() if x.ndim == 0}
+            measures |= {"loss": out.loss, **_forward(out.output.stats)}
+            total = out.loss
+            if self._may_penalise(unrolled):
+                measures["penalty"] = out.output.penalty if penalised else jnp.float32(jnp.nan)
+            if penalised:
+                total = total + weight * out.output.penalty
+            del measures["weight"]
+            return total, (measures, split(model).rest, out.carry)
+
+        batched = getattr(self.config.model, "batched", False)
+        tap = BackwardStats.empty(*([rows] if batched else []))
+        differentiate = jax.grad(objective, argnums=(0, 1), has_aux=True)
+        (grads, backward), (measures, rest, carry) = differentiate(params, tap)
+        if "tap" in solve:
+            measures |= _summarise("backward", backward)
+        return grads, measures, rest, carry
+
+    def _model(self, params, rest, key=None):
+        """The model with these arrays; without a key, as in evaluation."""
+        graphdef, random = self.structure
+        streams = reseed(random, jax.random.key(0) if key is None else key)
+        model = nnx.merge(graphdef, params, streams, rest, copy=True)
+        if key is None:
+            model.eval()
+        return model
+
+    def _blank(self):
+        """Arrays of a model that is not run."""
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (self.state.params, self.state.rest))
+
+    def _solve(self, unrolled, max_steps):
+        """How to solve, as the model takes it."""
+        model: Any = self.config.model
+        if not self.config.implicit:
+            return {}
+        return {"unroll": model.unroll} if unrolled else {"max_steps": max_steps}
+
+    def _average(self, ema, now, step):
+        if not self.config.ema:
+            return ()
+        t = step.astype(jnp.float32)
+        decay = jnp.minimum(jnp.float32(self.config.ema), (1 + t) / (10 + t))
+        wide = lambda x: x.astype(jnp.float32)
+        mix = lambda old, new: (decay * wide(old) + (1 - decay) * wide(new)).astype(new.dtype)
+        is_number = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+        return jax.tree.map(lambda old, new: mix(old, new) if is_number(new) else new, ema, now)
+
+    def _cut(self, tree):
+        """Parts of a batch along a new first axis: rows 0, n, 2n.. and so on, so that each stays on its device."""
+        count = self.config.accumulate
+        lies = NamedSharding(self.mesh, P(None, *ROWS))
+
+        def cut(x):
+            if not x.ndim:
+                return jnp.broadcast_to(x, (count,))
+            x = jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
+            return lax.with_sharding_constraint(x, lies)
+
+        return jax.tree.map(cut, tree)
+
+    def _join(self, tree):
+        """The opposite."""
+        join = lambda x: x[0] if x.ndim == 1 else jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+        return jax.tree.map(join, tree)
+
+    def _compile_evaluate(self, unrolled):
+        def evaluate(weights, batch, carry):
+            out = self._apply(weights, batch, carry, unrolled)
+            sums = dict(out.sums)
+            if out.output.stats is not None:
+                rows = batch["weights"].reshape(len(batch["weights"]), -1).max(axis=1)
+                sums |= {name: jnp.sum(rows * x) for name, x in _rows(out.output.stats, rows).items()}
+            return sums, out.carry
+
+        def compiled(weights, batch, carry):
+            return jax.jit(evaluate, out_shardings=(self.whole, place_rows(carry, self.mesh)))(weights, batch, carry)
+
+        return compiled
+
+    def _compile_radius(self):
+        def radius(weights, batch, carry, key):
+            params, rest = weights
+            z = self._apply(weights, batch, carry, unrolled=False).output.z
+            return jnp.mean(self.config.task.spectral_radius(self._model(params, rest), batch, carry, z, key))
+
+        return jax.jit(radius, out_shardings=self.whole)
+
+    def _apply(self, weights, batch, carry, unrolled):
+        """The model in evaluation, with the budget for that."""
+        params, rest = weights
+        params = lax.with_sharding_constraint(params, place(params, self.mesh, IN_USE))
+        evaluation = self.config.evaluation
+        solve = self._solve(unrolled, jnp.int32(evaluation.max_steps or getattr(self.config.model, "max_steps", 0)))
+        if "max_steps" in solve and evaluation.rtol:
+            solve["rtol"] = evaluation.rtol
+        return self.config.task.apply(self._model(params, rest), batch, carry, **solve)
+
+
+def _forward(stats: Stats | None) -> Measures:
+    return {} if stats is None else _summarise("forward", stats)
+
+
+def _summarise(name: str, stats: Stats | BackwardStats) -> Measures:
+    """Means over a batch, and the steps of its slowest member: how long the batch took."""
+    steps, status = (x.astype(jnp.float32) for x in (stats.steps, stats.status))
+    return {
+        f"{name}_steps": jnp.mean(steps),
+        f"{name}_longest": jnp.max(steps),
+        f"{name}_residual": jnp.mean(stats.residual),
+        f"{name}_converged": jnp.mean((status == Status.CONVERGED).astype(jnp.float32)),
+        f"{name}_failed": jnp.mean((status == Status.NONFINITE).astype(jnp.float32)),
+    }
+
+
+def _rows(stats: Stats, like: Array) -> Measures:
+    """Steps, residual and convergence of each row."""
+    spread = lambda x: jnp.broadcast_to(x.astype(jnp.float32), like.shape)
+    values = {"rows": jnp.ones_like(like), "steps": stats.steps, "residual": stats.residual}
+    return {f"forward_{name}": spread(x) for name, x in {**values, "converged": stats.converged}.items()}

@@ -1,0 +1,184 @@
+"""A training run, from nothing or from where it was left."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdeq.training._checkpoint import Saves
+from jaxdeq.training._config import Config
+from jaxdeq.training._interrupts import Interrupts
+from jaxdeq.training._log import Records, Watch
+from jaxdeq.training._mesh import check_rows, put_rows
+from jaxdeq.training._meter import Diverged, Meter
+from jaxdeq.training._plan import plan
+from jaxdeq.training._report import report
+from jaxdeq.training._start import start_from
+from jaxdeq.training._state import State, create
+from jaxdeq.training._step import Programs
+
+__all__ = ["Diverged", "train"]
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Trains, saves, tries and reports. A run that was begun in `config.work` goes on.
+
+    Resumed on the same kind and number of devices, a run ends with the same bits as one that was
+    never stopped. SIGTERM, or the first Ctrl-C, ends it with a checkpoint after the current step.
+
+    Returns:
+      `step`, the last one; `finished`, whether that is the end; and then by checkpoint, `last` and,
+      where that is another one, `best`, its scores on the test data.
+
+    Raises:
+      Diverged: the loss or a gradient became NaN or infinite. Nothing was saved since.
+      CheckpointError: a checkpoint could not be written or read.
+      ValueError: a batch that the mesh and `accumulate` do not divide.
+    """
+    mesh = config.mesh.make()
+    check_rows(config.batch, config.accumulate, mesh)
+    check_rows(config.evaluation.batch or config.batch, 1, mesh)
+    with jax.set_mesh(mesh):
+        return _Run(config, mesh).go()
+
+
+class _Run:
+    def __init__(self, config, mesh):
+        self.config, self.mesh = config, mesh
+        self.saves = Saves(config)
+        self.programs = Programs(config, mesh)
+        self.data = iter(config.data.train(config.batch, config.seed))
+        restored = self.saves.restore(self.programs.state, self.data)
+        state, started = (restored, "") if restored is not None else self._begin()
+        self.state: State = state
+        self.step = int(self.state.step)
+        self.records = Records(config, self.step)
+        if started:
+            self.records.say(started)
+        self.meter, self.watch = Meter(config.log.every, self.step), Watch()
+
+    def _begin(self):
+        state, path = create(self.config, self.mesh), self.config.start
+        return (state, "") if path is None else start_from(path, state, self.programs.structure, self.mesh)
+
+    def go(self):
+        config, records = self.config, self.records
+        if self.step:
+            records.say(f"going on from step {self.step}")
+        try:
+            with Interrupts(self.saves.manager) as interrupts:
+                while self.step < config.steps and not interrupts.asked(self.step):
+                    self._one_step()
+            if finished := self.step >= config.steps:
+                results = self._finish()
+            else:
+                self._pause(lambda: self.saves.save(self.state, self.data, self.step, None))
+                records.say(f"stopped after step {self.step}; the same command goes on from there")
+                results = {}
+            self.saves.close()
+        except Diverged as error:
+            self.saves.wait()
+            raise Diverged(
+                f"{error}; checkpoints of steps {list(self.saves.steps())} in {self.saves.folder} are from before "
+                "and intact. What helps: a lower --optimizer.rate.peak, --optimizer.clip, a larger --penalty.weight"
+            ) from None
+        finally:
+            records.close()
+        return {"step": self.step, "finished": finished, **results}
+
+    def _one_step(self):
+        config = self.config
+        self._profile()
+        batch = put_rows(next(self.data), self.mesh)
+        budget = getattr(config.model, "max_steps", 1)
+        settings = plan(self.step, config.seed, config.pretrain, config.penalty, config.budget, budget)
+        self.state, measures = self.programs.train(self.state, batch, settings)
+        self.items = config.task.count(batch)
+        self.step += 1
+        self.records.advance()
+        self._record(self.meter.add(measures))
+        if self.step == config.steps or _due(self.step, config.evaluation.every):
+            self._pause(self._try_and_save)
+        elif _due(self.step, config.checkpoints.every):
+            self._pause(lambda: self.saves.save(self.state, self.data, self.step, None))
+
+    def _pause(self, work):
+        """Does something between steps, once all measures are seen to be finite."""
+        self._record(self.meter.drain())
+        work()
+        self.meter.resume()
+
+    def _try_and_save(self):
+        scores = self._evaluate("valid", self.state, self.step)
+        self.records.write("valid", self.step, scores)
+        solved = self.step >= self.config.pretrain  # the best checkpoint is to be one of these
+        self.saves.save(self.state, self.data, self.step, scores if solved else None)
+
+    def _record(self, interval):
+        """Writes the means of an interval."""
+        if interval is None:
+            return
+        step, record = interval
+        config, epoch = self.config, self.config.data.steps_per_epoch(self.config.batch)
+        record["epoch"] = step / epoch
+        record[f"{config.task.unit()}_per_second"] = self.items / record["seconds_per_step"]
+        if "penalty" in record:
+            record["penalty_weight"] = config.penalty.weight_at(step - 1, config.pretrain)
+        self.records.write("train", step, record)
+        self.watch.look(step, record)
+
+    def _evaluate(self, split, state, step):
+        """Scores on a split; weights from before the end of pre-training are tried unrolled."""
+        config, programs = self.config, self.programs
+        weights = state.ema or (state.params, state.rest)
+        rows, unrolled = config.evaluation.batch or config.batch, step < config.pretrain
+        begin = carry = programs.carry(rows)
+        parts: list[Any] = []
+        radius = {}
+        for batch in config.data.evaluate(split, rows):
+            batch = put_rows(batch, self.mesh)
+            if not parts and config.evaluation.radius and config.implicit:
+                radius = {"radius": programs.radius(weights, batch, begin, jax.random.key(config.seed))}
+            part, carry = programs.evaluate(weights, batch, carry, unrolled)
+            parts.append(part)
+        if not parts:
+            raise ValueError(f"there must be {split} data to try the model on; got none from {config.data}")
+        return self._scores(jax.device_get(parts)) | {name: float(value) for name, value in radius.items()}
+
+    def _scores(self, parts):
+        """Means over the data, from sums over batches."""
+        total = lambda name: np.asarray(np.sum([part[name] for part in parts], axis=0, dtype=np.float64))
+        totals = {name: total(name) for name in parts[0]}
+        solves = {name: totals.pop(name) for name in list(totals) if name.startswith("forward_")}
+        rows = solves.pop("forward_rows", 1.0)
+        return self.config.task.scores(totals) | {name: float(x / rows) for name, x in solves.items()}
+
+    def _finish(self):
+        """Tries the last weights and the best ones on the test data, and reports."""
+        self.saves.wait()
+        steps, best = {"last": self.step}, self.saves.best()
+        if best not in (None, self.step):
+            steps["best"] = best
+        results = {}
+        for name, step in steps.items():
+            state = self.state if step == self.step else self.saves.load(step, self.programs.state)
+            scores = self._evaluate("test", state, step)
+            self.records.write("test", step, scores)
+            results[name] = {"step": step, **scores}
+        if jax.process_index() == 0:
+            report(self.config, self.records.records, results)
+            self.records.say(f"see {self.config.work / 'summary.md'}")
+        return results
+
+    def _profile(self):
+        """Begins and ends a trace of the device, if this step is one to do so at."""
+        if self.step in self.config.log.profile:
+            jax.block_until_ready(self.state)
+            if self.step == self.config.log.profile[0]:
+                jax.profiler.start_trace(str(self.config.work / "profile"))
+            else:
+                jax.profiler.stop_trace()
+
+
+def _due(step, every):
+    return every > 0 and step % every == 0

@@ -1,0 +1,91 @@
+"""What goes wrong in a run ends in one clear error, and what was saved stays."""
+
+import re
+import resource
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from jaxdeq.training import CheckpointError, Diverged, Penalty
+from jaxdeq.training._log import Watch
+from tests.training import tiny
+from tests.training.processes import arrays, records
+
+# What orbax leaves behind where it cannot write.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)
+
+
+@dataclass(frozen=True)
+class Filling(tiny.Patches):
+    """In batch `full` and later ones, no file can grow beyond 4 KiB."""
+
+    full: int = 5
+
+    def make(self, seed, batch, weighted):
+        if seed[1:] == (0, self.full):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        return super().make(seed, batch, weighted)
+
+
+@pytest.fixture
+def limit():
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk(limit, tmp_path):
+    """And once there is room again, the run goes on."""
+    full = replace(tiny.EXPLICIT, data=Filling())
+    with pytest.raises(CheckpointError, match=r"could not be written .* steps \[2(, 4)?\] are intact; make room"):
+        tiny.run(full, tmp_path / "full")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    with pytest.warns(UserWarning, match="goes on with other settings: .*data.full.*5 -> 100"):
+        assert tiny.run(replace(full, data=Filling(full=100)), tmp_path / "full")["finished"]
+
+
+def test_a_loss_that_is_not_a_number(tmp_path):
+    with pytest.raises(
+        Diverged, match=r"the (loss|gradient) of step 6 is nan; checkpoints of steps \[2, 4\] .* intact"
+    ):
+        tiny.run(replace(tiny.EXPLICIT, data=tiny.Patches(bad=5)), tmp_path / "bad")
+    tiny.run(tiny.EXPLICIT, tmp_path / "good", steps=8)
+    kept = arrays(tmp_path / "bad", 4)
+    assert all(np.isfinite(x).all() for x in kept.values())
+    assert all(record["step"] < 6 for record in records(tmp_path / "bad"))
+
+
+def test_a_penalty_needs_an_equilibrium():
+    with pytest.raises(ValueError, match="ResNetConfig has none, so they must be 0"):
+        replace(tiny.EXPLICIT, penalty=Penalty(1.0))
+
+
+def look(watch, **record):
+    usual = {"forward_converged": 0.95, "forward_residual": 1e-3, "forward_failed": 0.0}
+    watch.look(7, usual | record)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"forward_converged": 0.4},
+        {"forward_residual": 0.2},
+        {"forward_failed": 0.1},
+    ],
+)
+def test_solves_that_stop_converging(record):
+    """One warning a run, with advice."""
+    watch = Watch()
+    look(watch)
+    with pytest.warns(UserWarning, match=re.escape("stop converging at step 7") + ".* larger --penalty.weight"):
+        look(watch, **record)
+    look(watch, **record)
+
+
+def test_solves_that_never_converged_are_no_news():
+    watch = Watch()
+    for _ in range(3):
+        look(watch, forward_converged=0.0, forward_residual=0.3)
