@@ -1,7 +1,7 @@
 """A run that is killed at any moment goes on as if nothing had happened. More often: KILLS=20 pytest ..."""
 
-import random
 import os
+import random
 import signal
 import time
 
