@@ -55,7 +55,7 @@ print("jax", jax.__version__, "on", jax.default_backend())
 # ## The text
 #
 # Words as numbers, the most frequent first. A clone of the repository holds the addresses. Elsewhere this notebook
-# takes 40,000 lines of Shakespeare, which TensorFlow Datasets downloads; what is shown below is of the addresses.
+# takes some 40,000 lines of Shakespeare, which TensorFlow Datasets downloads; what is shown below is of the addresses.
 
 
 # %%
@@ -70,7 +70,8 @@ def text():
     import tensorflow_datasets as tfds
 
     lines = [next(iter(tfds.data_source("tiny_shakespeare", split=split)))["text"] for split in ("train", "validation")]
-    train, valid = (line.decode().replace("\n", " <eos> ").split() for line in lines)
+    lines = [line.decode() if isinstance(line, bytes) else line for line in lines]
+    train, valid = (line.replace("\n", " <eos> ").split() for line in lines)
     words = [word for word, count in Counter(train).most_common() if count > 2] + ["<unk>"]
     numbers = {word: i for i, word in enumerate(words)}
     return words, *(np.array([numbers.get(w, len(words) - 1) for w in part], np.int32) for part in (train, valid))
