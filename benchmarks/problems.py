@@ -98,8 +98,8 @@ def mixed(batch: int, width: int) -> Problem:
     w = jnp.asarray(basis * np.linspace(-0.9, 1, width) @ basis.T, jnp.float32)
     rate = jnp.asarray(np.geomspace(0.1, 0.98, batch)[:, None], jnp.float32)
     x = jnp.asarray(draw((batch, width)), jnp.float32)
-    f = lambda z, params: rate * (z @ params[0]) + params[1]
-    return Problem(f"mixed {batch} x {width}", f, (w, x), jnp.zeros_like(x))
+    f = lambda z, params: params[2] * (z @ params[0]) + params[1]
+    return Problem(f"mixed {batch} x {width}", f, (w, x, rate), jnp.zeros_like(x))
 
 
 def counter(size: int) -> Problem:
