@@ -112,7 +112,9 @@ def compiled(solve: Solve, problem: Problem, g: jax.Array, exact: Any, looser: t
         except (RuntimeError, ValueError, TypeError, FloatingPointError):  # their way to say that it did not converge
             return None
         error = right(problem, answer, by_params, exact)
-        return None if error is None else Contender(run, contenders.forward(solve, problem, factor * RTOL), answer, error)
+        return (
+            None if error is None else Contender(run, contenders.forward(solve, problem, factor * RTOL), answer, error)
+        )
 
     return loosest(attempt, looser)
 

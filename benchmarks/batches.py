@@ -66,7 +66,9 @@ def mixed(plan: Plan) -> Iterator[Row]:
         answer = gathered(run())
         each = ratio(times[name], times["hardest alone"])
         if name != "hardest alone":
-            yield Row("mixed", problem.name, name, each, target, float(answer.steps.max()), residual_of(problem, answer))
+            yield Row(
+                "mixed", problem.name, name, each, target, float(answer.steps.max()), residual_of(problem, answer)
+            )
 
 
 def waste(plan: Plan) -> Iterator[Row]:

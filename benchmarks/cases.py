@@ -56,7 +56,7 @@ def compile(plan: Plan) -> Iterator[Row]:
     """Time to trace and compile a solve and its gradient, in that of `f` and its vjp, as one or each alone."""
     problem = problems.attention(2, 4, 8, heads=2) if plan.tiny else problems.attention(8, 64, 128)
     value = lambda apply: lambda params, z0: jnp.sum(apply(lambda z, p: problem.f(z, p), z0, params))
-    gradient = lambda apply: jax.value_and_grad(value(apply), (0, 1))
+    gradient = lambda apply, by: jax.value_and_grad(value(apply), by)
     bare = lambda f, z, p: f(z, p)
 
     def compiling(*programs: Callable) -> Callable[[], object]:
@@ -69,14 +69,16 @@ def compile(plan: Plan) -> Iterator[Row]:
     everyone = contenders.DEFAULT | peers.installed()
     solves = {name: lambda f, z, p, s=solve: s(f, z, p, RTOL).z for name, solve in everyone.items()}
     runs = {
-        name: compiling(gradient(solve)) for name, solve in (solves | {"two bare loops": contenders.two_loops}).items()
+        name: compiling(gradient(solve, 0)) for name, solve in (solves | {"two bare loops": contenders.two_loops}).items()
     }
-    units = {"as one": compiling(gradient(bare)), "each alone": compiling(value(bare), gradient(bare))}
+    units = {"as one": compiling(gradient(bare, (0, 1))), "each alone": compiling(value(bare), gradient(bare, (0, 1)))}
     times = interleave({**units, **runs}, plan.repetitions, shortest=0.0)
     for name in runs:
         for unit in units:
             each = ratio(times[name], times[unit])
-            yield Row("compile", problem.name, f"{name}, f and vjp {unit}", each, 1.5 if name in contenders.DEFAULT else None)
+            yield Row(
+                "compile", problem.name, f"{name}, f and vjp {unit}", each, 1.5 if name in contenders.DEFAULT else None
+            )
 
 
 def memory(plan: Plan) -> Iterator[Row]:
@@ -114,6 +116,22 @@ def overhead(plan: Plan) -> Iterator[Row]:
         yield Row("overhead", problem.name, name, each, 3.0, made)
 
 
+def bare_loop(plan: Plan) -> Iterator[Row]:
+    """Time of a step of a solve, in that of a loop which applies `f` and does nothing else."""
+    sizes = {"tiny": [(4, 16)], "laptop": [(64, 1024)], "gpu": [(64, 1024), (1024, 1024), (1024, 4096)]}
+    for problem in (problems.dense(*size) for size in sizes[plan.sizes]):
+        loop = jax.jit(lambda z, p, f=problem.f: jax.lax.fori_loop(0, 20, lambda _, z: f(z, p), z))
+        names = ("Picard()", "Anderson(5)", "Broyden(10)")
+        runs = {name: contenders.forward(contenders.SOLVERS[name], problem, RTOL) for name in names}
+        bare = lambda run=loop, problem=problem: run(problem.z0, problem.params)
+        times = interleave({"loop": bare, **runs}, plan.repetitions)
+        for name, run in runs.items():
+            answer = run()
+            each = ratio(times[name] / float(answer.steps), times["loop"] / 20)
+            each = checked(problem, answer, each)
+            yield Row("bare_loop", problem.name, name, each, 1.1, *facts(problem, answer))
+
+
 def imports(plan: Plan) -> Iterator[Row]:
     """Time to import jaxdeq, in that of jax; each in a process of its own."""
     code = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
@@ -134,4 +152,6 @@ def checked(problem: problems.Problem, answer: contenders.Answer, time: Ratio) -
     return time if problems.residual(problem, answer.z) <= 1.05 * RTOL else None
 
 
-CASES: dict[str, Callable[[Plan], Iterator[Row]]] = {case.__name__: case for case in (step, overhead, compile, memory, imports)}
+CASES: dict[str, Callable[[Plan], Iterator[Row]]] = {
+    case.__name__: case for case in (step, bare_loop, overhead, compile, memory, imports)
+}

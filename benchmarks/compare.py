@@ -22,7 +22,11 @@ def main(options: Options) -> int:
     old, new = (rows(json.loads(path.read_text())) for path in (options.old, options.new))
     both = old.keys() & new.keys()
     found = [line for key in old if key in both and (line := worse(old[key], new[key], options.tolerance))]
-    print("\n".join([*found, f"{len(found)} of {len(both)} rows in both are worse; {len(old.keys() ^ new.keys())} not in both."]))
+    print(
+        "\n".join(
+            [*found, f"{len(found)} of {len(both)} rows in both are worse; {len(old.keys() ^ new.keys())} not in both."]
+        )
+    )
     return bool(found)
 
 

@@ -47,13 +47,17 @@ def scaling(rows: list[Row]) -> Figure:
     points = {tuple(map(int, re.findall(r"\d+", f"{row.problem} {row.contender}"))): row.ratio for row in rows}
     middle = np.array([max(values, key=values.count) for values in (list(v) for v in zip(*points, strict=True))])
     figure = Figure(figsize=(12, 3.2), layout="constrained")
-    for i, (axis, name) in enumerate(zip(figure.subplots(1, 3, sharey=True), ("batch", "width", "history"), strict=True)):
+    for i, (axis, name) in enumerate(
+        zip(figure.subplots(1, 3, sharey=True), ("batch", "width", "history"), strict=True)
+    ):
         others = np.delete(middle, i)
         each = sorted((key[i], ratio) for key, ratio in points.items() if (np.delete(key, i) == others).all())
         medians: Any = np.array([ratio.median for _, ratio in each])
         spread = [medians - [ratio.low for _, ratio in each], [ratio.high for _, ratio in each] - medians]
         axis.errorbar([n for n, _ in each], medians, spread, marker="o", capsize=3)
-        axis.set(xlabel={"batch": "batch, rows", "width": "width of a row, numbers", "history": "history, iterates"}[name])
+        axis.set(
+            xlabel={"batch": "batch, rows", "width": "width of a row, numbers", "history": "history, iterates"}[name]
+        )
         axis.set_xscale("log", base=2)
         axis.grid(alpha=0.3)
         if i == 0:

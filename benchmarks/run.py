@@ -58,8 +58,7 @@ def setting(options: Options) -> dict:
     return {
         "command": command(options),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in names if name in installed}
-        | torch_versions(),
+        "versions": {name: importlib.metadata.version(name) for name in names if name in installed} | torch_versions(),
         "processor": processor(),
         "cores": os.cpu_count(),
         "devices": [device.device_kind for device in jax.devices()],
