@@ -69,7 +69,8 @@ def compile(plan: Plan) -> Iterator[Row]:
     everyone = contenders.DEFAULT | peers.installed()
     solves = {name: lambda f, z, p, s=solve: s(f, z, p, RTOL).z for name, solve in everyone.items()}
     runs = {
-        name: compiling(gradient(solve, 0)) for name, solve in (solves | {"two bare loops": contenders.two_loops}).items()
+        name: compiling(gradient(solve, 0))
+        for name, solve in (solves | {"two bare loops": contenders.two_loops}).items()
     }
     units = {"as one": compiling(gradient(bare, (0, 1))), "each alone": compiling(value(bare), gradient(bare, (0, 1)))}
     times = interleave({**units, **runs}, plan.repetitions, shortest=0.0)
