@@ -155,8 +155,10 @@ def program(build: Callable[[], nnx.Module], twins: Twins, **options: Any) -> tu
         updates, moments = optimizer.update(grads, moments, params)
         return optax.apply_updates(params, updates), moments, rest
 
+    params, rest = jax.tree.map(jnp.copy, (params, rest))  # donated
     state = params, optimizer.init(params), rest
-    return jax.jit(update, donate_argnums=0).lower(state, twins.inputs, twins.targets), state
+    with jax.numpy_dtype_promotion("standard"):  # Adam's count is an integer
+        return jax.jit(update, donate_argnums=0).lower(state, twins.inputs, twins.targets), state
 
 
 def model_flops(twins: Twins) -> dict[str, float]:

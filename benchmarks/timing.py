@@ -47,7 +47,7 @@ def measure(run: Callable[[], Any], calls: int) -> float:
 def ratio(times: Any, base: Any) -> Ratio:
     """Of two results of one `interleave`."""
     low, median, high = np.quantile(times / base, [0.25, 0.5, 0.75])
-    return Ratio(float(median), float(low), float(high), float(times.min() / base.min()))
+    return Ratio(float(median), float(low), float(high), float(np.min(times) / np.min(base)))
 
 
 def exactly(value: float) -> Ratio:

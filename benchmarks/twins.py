@@ -50,7 +50,7 @@ def pairs(sizes: str) -> list[Twins]:
 
 
 def small_text(tiny: bool) -> Twins:
-    batch, length, width, inner = (2, 8, 16, 96) if tiny else (8, 64, 128, 2432)
+    batch, length, width, inner = (2, 8, 16, 96) if tiny else (8, 64, 128, 2800)
     common = {"vocab": 200, "width": width, "heads": 4, "embed": width, "memory": length, "dropout": 0.0}
     deq = replace(models.SMALL, **common, inner=inner, max_steps=3 if tiny else 12)
     explicit = TransformerXLConfig(**common, inner=4 * width, layers=2 if tiny else 4)
