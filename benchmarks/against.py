@@ -1,7 +1,7 @@
 """The solvers against other libraries': the same problem, to the same residual, in the same run."""
 
-import os
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -39,8 +39,8 @@ def gradient(plan: Plan) -> Iterator[Row]:
 
 
 def race(plan: Plan, what: str) -> Iterator[Row]:
-    for problem in all_problems(plan):
-        found = prepare(problem)
+    for make in PROBLEMS[plan.sizes]:
+        problem, found = prepare(make)
         runs = {name: getattr(c, what) for name, c in found.items() if c}
         times = interleave({"f": contenders.bare(problem), **runs}, plan.repetitions)
         for name, c in found.items():
@@ -52,63 +52,97 @@ def race(plan: Plan, what: str) -> Iterator[Row]:
                 yield Row(what, problem.name, name, each, target, *facts(problem, c.answer), c.error)
 
 
-def all_problems(plan: Plan) -> list[Problem]:
-    if plan.tiny:
-        return [problems.dense(4, 16), problems.mixed(4, 8)]
-    return [
-        problems.dense(64, 256),
-        problems.dense(64, 1024),
-        problems.dense(64, 4096),
-        problems.attention(8, 64, 128),
-        problems.images(8, 32, 24),
-        problems.dense(1024, 1024)._replace(name="a million unknowns"),
-        problems.stiff(64, 512),
-        problems.mixed(64, 256),
-    ]
+def million(batch: int = 1024) -> Problem:
+    return problems.dense(batch, 1024)._replace(name="a million unknowns")
 
 
-def prepare(problem: Problem) -> dict[str, Contender | None]:
-    """All contenders, compiled; None where one does not find the answer."""
-    draw = np.random.default_rng(1).standard_normal
-    g = jnp.asarray(draw(problem.z0.shape), jnp.float32)
-    exact = problems.exact_gradient(problem, g)
+PROBLEMS: dict[str, list[Callable[[], Problem]]] = {
+    "tiny": [partial(problems.dense, 4, 16)],
+    "laptop": [
+        partial(problems.dense, 64, 256),
+        partial(problems.dense, 64, 1024),
+        partial(problems.dense, 64, 4096),
+        partial(problems.attention, 8, 64, 128),
+        partial(problems.images, 8, 32, 24),
+        million,
+        partial(problems.stiff, 64, 512),
+        partial(problems.mixed, 64, 256),
+    ],
+    "gpu": [
+        partial(problems.dense, 64, 1024),
+        partial(problems.dense, 1024, 4096),
+        partial(problems.attention, 32, 256, 512),
+        partial(problems.images, 32, 56, 64),
+        million,
+        partial(problems.stiff, 64, 512),
+        partial(problems.mixed, 64, 256),
+    ],
+}
+
+
+@cache
+def prepare(make: Callable[[], Problem]) -> tuple[Problem, dict[str, Contender | None]]:
+    """A problem and all contenders, compiled once for both cases; None where one does not find the answer."""
+    problem = make()
+    g, exact = gradient_of(problem)
+    solvers = contenders.SOLVERS | (contenders.STIFF if problem.name.startswith("stiff") else {})
     found: dict[str, Contender | None] = {
-        f"jaxdeq {name}": compiled(solve, problem, g, exact, (1.0,)) for name, solve in contenders.SOLVERS.items()
+        f"jaxdeq {name}": compiled(solve, problem, g, exact, (1.0,)) for name, solve in solvers.items()
     }
     found |= {name: compiled(solve, problem, g, exact, LOOSER) for name, solve in peers.installed().items()}
-    if problem.kind and "TORCH_PYTHON" in os.environ:
-        found |= {f"torchdeq {name}": in_torch(name, problem, g, exact) for name in peers.TorchDEQ.SOLVERS}
-    return found
+    if problem.kind and peers.torch_python():
+        worker = peers.TorchDEQ(problem, g)
+        found |= {f"torchdeq {name}": in_torch(worker, name, problem, exact) for name in worker.SOLVERS}
+    return problem, found
+
+
+def gradient_of(problem: Problem) -> tuple[jax.Array, Any]:
+    """A cotangent, and the exact gradient for it."""
+    g = jnp.asarray(np.random.default_rng(1).standard_normal(problem.z0.shape), jnp.float32)
+    return g, problems.exact_gradient(problem, g)
 
 
 def compiled(solve: Solve, problem: Problem, g: jax.Array, exact: Any, looser: tuple[float, ...]) -> Contender | None:
     """With the loosest tolerance whose answer has the residual that is wanted, and whose gradient is right."""
-    for factor in looser:
+
+    def attempt(factor: float) -> Contender | None:
         run = contenders.with_gradient(solve, problem, g, factor * RTOL)
         try:
             answer, by_params = run()
         except (RuntimeError, ValueError, TypeError, FloatingPointError):  # their way to say that it did not converge
-            continue
+            return None
         error = right(problem, answer, by_params, exact)
-        if error is not None:
-            return Contender(run, contenders.forward(solve, problem, factor * RTOL), answer, error)
-    return None
+        return (
+            None if error is None else Contender(run, contenders.forward(solve, problem, factor * RTOL), answer, error)
+        )
+
+    return loosest(attempt, looser)
 
 
-def in_torch(solver: str, problem: Problem, g: jax.Array, exact: Any) -> Contender | None:
+def in_torch(worker: peers.TorchDEQ, solver: str, problem: Problem, exact: Any) -> Contender | None:
     """As `compiled`, for torchdeq."""
-    worker = peers.TorchDEQ(problem, g)
-    for factor in LOOSER:
+
+    def attempt(factor: float) -> Contender | None:
         answer, by_params = worker.prepare(solver, factor * RTOL)
         error = right(problem, answer, by_params, exact)
-        if error is not None:
-            return Contender(lambda: worker.ask("gradient"), lambda: worker.ask("forward"), answer, error)
-    worker.close()
-    return None
+        run = lambda what: lambda: worker.ask(f"{what} {solver} {factor * RTOL}")
+        return None if error is None else Contender(run("gradient"), run("forward"), answer, error)
+
+    return loosest(attempt, LOOSER)
+
+
+def loosest(attempt: Callable[[float], Contender | None], factors: tuple[float, ...]) -> Contender | None:
+    """By bisection: what is right with a tolerance is taken to be right with the tighter ones."""
+    best, first, last = None, 0, len(factors)  # the answer, and where the loosest right one still may be
+    while first < last:
+        middle = (first + last) // 2
+        found = attempt(factors[middle])
+        best, first, last = (found, first, middle) if found else (best, middle + 1, last)
+    return best
 
 
 def right(problem: Problem, answer: Answer, by_params: Any, exact: Any) -> float | None:
-    """The gradient's error; None if it or the residual is too large."""
+    """The gradient's error; None if it or the residual is too large, or not a number."""
     error = problems.distance(by_params, exact)
     return error if problems.residual(problem, answer.z) <= 1.05 * RTOL and error <= GRADIENT else None
 

@@ -1,14 +1,17 @@
 """What is measured. Each case yields rows; a target is an upper bound."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxdeq
-from benchmarks import contenders, problems
-from benchmarks.timing import Ratio, interleave, ratio
+from benchmarks import contenders, peers, problems
+from benchmarks.timing import Ratio, exactly, interleave, ratio
 
 RTOL = 1e-5
 
@@ -24,18 +27,24 @@ class Row(NamedTuple):
     steps: float | None = None
     residual: float | None = None
     gradient_error: float | None = None
+    more: bool = False  # whether more of it is better
 
 
 class Plan(NamedTuple):
     repetitions: int
-    tiny: bool  # sizes that only show that everything runs
+    sizes: str  # "tiny", which only show that everything runs, "laptop" or "gpu"
+
+    @property
+    def tiny(self) -> bool:
+        return self.sizes == "tiny"
 
 
 def step(plan: Plan) -> Iterator[Row]:
     """Time of a step of a solve to residual 1e-5, in bare evaluations of `f`."""
     for width, target in [(16, None)] if plan.tiny else [(1024, 1.1), (4096, 1.1)]:
         problem = problems.dense(64, width)
-        runs = {name: contenders.forward(solve, problem, RTOL) for name, solve in contenders.DEFAULT.items()}
+        solves = contenders.DEFAULT | {"Broyden(10)": contenders.SOLVERS["Broyden(10)"]}
+        runs = {name: contenders.forward(solve, problem, RTOL) for name, solve in solves.items()}
         times = interleave({"f": contenders.bare(problem), **runs}, plan.repetitions)
         for name, run in runs.items():
             answer = run()
@@ -47,7 +56,7 @@ def compile(plan: Plan) -> Iterator[Row]:
     """Time to trace and compile a solve and its gradient, in that of `f` and its vjp, as one or each alone."""
     problem = problems.attention(2, 4, 8, heads=2) if plan.tiny else problems.attention(8, 64, 128)
     value = lambda apply: lambda params, z0: jnp.sum(apply(lambda z, p: problem.f(z, p), z0, params))
-    gradient = lambda apply: jax.value_and_grad(value(apply), (0, 1))
+    gradient = lambda apply, by: jax.value_and_grad(value(apply), by)
     bare = lambda f, z, p: f(z, p)
 
     def compiling(*programs: Callable) -> Callable[[], object]:
@@ -57,16 +66,20 @@ def compile(plan: Plan) -> Iterator[Row]:
 
         return run
 
-    solves = {name: lambda f, z, p, s=solve: s(f, z, p, RTOL).z for name, solve in contenders.DEFAULT.items()}
+    everyone = contenders.DEFAULT | peers.installed()
+    solves = {name: lambda f, z, p, s=solve: s(f, z, p, RTOL).z for name, solve in everyone.items()}
     runs = {
-        name: compiling(gradient(solve)) for name, solve in (solves | {"two bare loops": contenders.two_loops}).items()
+        name: compiling(gradient(solve, 0))
+        for name, solve in (solves | {"two bare loops": contenders.two_loops}).items()
     }
-    units = {"as one": compiling(gradient(bare)), "each alone": compiling(value(bare), gradient(bare))}
+    units = {"as one": compiling(gradient(bare, (0, 1))), "each alone": compiling(value(bare), gradient(bare, (0, 1)))}
     times = interleave({**units, **runs}, plan.repetitions, shortest=0.0)
     for name in runs:
         for unit in units:
             each = ratio(times[name], times[unit])
-            yield Row("compile", problem.name, f"{name}, f and vjp {unit}", each, 2.0 if name in solves else None)
+            yield Row(
+                "compile", problem.name, f"{name}, f and vjp {unit}", each, 1.5 if name in contenders.DEFAULT else None
+            )
 
 
 def memory(plan: Plan) -> Iterator[Row]:
@@ -80,10 +93,12 @@ def memory(plan: Plan) -> Iterator[Row]:
 
     solved = lambda n: lambda f, z, p: jaxdeq.fixed_point(f, z, p, max_steps=n).z
     applied = {"f": lambda f, z, p: f(z, p), **{f"Anderson(), max_steps={n}": solved(n) for n in (10, 1000)}}
+    for name, solve in peers.installed().items():
+        applied[name] = lambda f, z, p, s=solve: s(f, z, p, RTOL).z
     sizes = {name: temporaries(apply) / problem.z0.nbytes for name, apply in applied.items()}
-    targets = dict(zip(sizes, (None, None, list(sizes.values())[1]), strict=True))  # the budget may not matter
+    few, many = (f"Anderson(), max_steps={n}" for n in (10, 1000))
     for name, size in sizes.items():
-        yield Row("memory", problem.name, name, Ratio(size, size, size, size), targets[name])
+        yield Row("memory", problem.name, name, exactly(size), sizes[few] if name == many else None)
 
 
 def overhead(plan: Plan) -> Iterator[Row]:
@@ -99,7 +114,34 @@ def overhead(plan: Plan) -> Iterator[Row]:
     for name, run in runs.items():
         made = float(run().steps)
         each = ratio(times[name] / made, times["empty"] / steps)
-        yield Row("overhead", problem.name, name, each, None, made)
+        yield Row("overhead", problem.name, name, each, 3.0, made)
+
+
+def bare_loop(plan: Plan) -> Iterator[Row]:
+    """Time of a step of a solve, in that of a loop which applies `f` and does nothing else."""
+    sizes = {"tiny": [(4, 16)], "laptop": [(64, 1024)], "gpu": [(64, 1024), (1024, 1024), (1024, 4096)]}
+    for problem in (problems.dense(*size) for size in sizes[plan.sizes]):
+        loop = jax.jit(lambda z, p, f=problem.f: jax.lax.fori_loop(0, 20, lambda _, z: f(z, p), z))
+        names = ("Picard()", "Anderson(5)", "Broyden(10)")
+        runs = {name: contenders.forward(contenders.SOLVERS[name], problem, RTOL) for name in names}
+        bare = lambda run=loop, problem=problem: run(problem.z0, problem.params)
+        times = interleave({"loop": bare, **runs}, plan.repetitions)
+        for name, run in runs.items():
+            answer = run()
+            each = ratio(times[name] / float(answer.steps), times["loop"] / 20)
+            each = checked(problem, answer, each)
+            yield Row("bare_loop", problem.name, name, each, 1.1, *facts(problem, answer))
+
+
+def imports(plan: Plan) -> Iterator[Row]:
+    """Time to import jaxdeq, in that of jax; each in a process of its own."""
+    code = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
+    seconds = lambda name: float(subprocess.run(
+        [sys.executable, "-c", code.format(name)], capture_output=True, check=True, text=True
+    ).stdout)  # fmt: skip
+    rounds = [(seconds("jaxdeq"), seconds("jax")) for _ in range(2 if plan.tiny else max(7, plan.repetitions))]
+    ours, unit = np.array(rounds[1:]).T  # the first finds files that no cache has
+    yield Row("imports", "import", "jaxdeq", ratio(ours, unit), 1.15)
 
 
 def facts(problem: problems.Problem, answer: contenders.Answer) -> tuple[float, float]:
@@ -111,4 +153,6 @@ def checked(problem: problems.Problem, answer: contenders.Answer, time: Ratio) -
     return time if problems.residual(problem, answer.z) <= 1.05 * RTOL else None
 
 
-CASES: dict[str, Callable[[Plan], Iterator[Row]]] = {case.__name__: case for case in (step, compile, memory, overhead)}
+CASES: dict[str, Callable[[Plan], Iterator[Row]]] = {
+    case.__name__: case for case in (step, bare_loop, overhead, compile, memory, imports)
+}

@@ -20,7 +20,7 @@ from flax import nnx
 from jax import lax
 
 from benchmarks.cases import Plan, Row
-from benchmarks.timing import Ratio, interleave, ratio
+from benchmarks.timing import exactly, interleave, ratio
 from jaxdeq import solvers
 from jaxdeq.models import (
     DEQTransformerConfig,
@@ -73,7 +73,7 @@ def training(plan: Plan) -> Iterator[Row]:
     for budget in (config.max_steps, 2 * config.max_steps):
         size = temporaries(DEQTransformerLM, replace(config, max_steps=budget)) / unit
         name = f"{BATCH} x {LENGTH} + {config.memory}"
-        yield Row("training", name, f"DEQ-Transformer, {budget} steps", Ratio(size, size, size, size), 0.5)
+        yield Row("training", name, f"DEQ-Transformer, {budget} steps", exactly(size), 0.5)
 
 
 def common(config: LMConfig) -> dict[str, Any]:

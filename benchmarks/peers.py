@@ -1,9 +1,10 @@
 """Other libraries as contenders, as far as they are installed; each with the settings that its users start from.
 
 Their stop rules differ. What each is asked for is therefore chosen by measurement: the loosest tolerance
-whose answer and gradient are as good as ours are asked to be (see `cases.calibrated`).
+whose answer and gradient are as good as ours are asked to be (see `against.compiled`).
 """
 
+import atexit
 import importlib.util
 import os
 import subprocess
@@ -75,10 +76,16 @@ def installed() -> dict[str, Solve]:
     return {name: make() for name, make in ALL.items() if importlib.util.find_spec(name.split()[0])}
 
 
+def torch_python() -> str | None:
+    """The interpreter of an environment that has torchdeq, if there is one."""
+    return os.environ.get("TORCH_PYTHON") or None
+
+
 class TorchDEQ:
     """torchdeq on one problem, in another process, whose interpreter `TORCH_PYTHON` names.
 
-    A request costs some 50 microseconds on top, which only the smallest problem could notice.
+    A request costs some 50 microseconds on top, which only the smallest problem could notice. The
+    process ends with this one.
     """
 
     SOLVERS = ("fixed_point_iter", "anderson", "broyden")
@@ -90,8 +97,9 @@ class TorchDEQ:
         leaves = {f"p{i}": np.asarray(p) for i, p in enumerate(jax.tree.leaves(problem.params))}
         np.savez(path / "problem.npz", kind=problem.kind, z0=problem.z0, g=g, **leaves)
         worker = Path(__file__).parent / "torch_worker.py"
-        command = [os.environ["TORCH_PYTHON"], str(worker), str(path)]
+        command = [str(torch_python()), str(worker), str(path)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        atexit.register(self.close)
 
     def ask(self, request: str) -> None:
         assert self.process.stdin is not None
@@ -102,7 +110,7 @@ class TorchDEQ:
             raise RuntimeError(f"the torchdeq worker failed on {request!r}")
 
     def prepare(self, solver: str, tolerance: float) -> tuple[Answer, list[np.ndarray]]:
-        """Solves once; later requests repeat that."""
+        """Solves once; `gradient` and `forward` with the same words repeat that."""
         self.ask(f"prepare {solver} {tolerance}")
         with np.load(self.answer) as file:
             count = sum(name[0] == "p" for name in file.files)

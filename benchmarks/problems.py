@@ -91,15 +91,15 @@ def images(batch: int, side: int, channels: int, expansion: int = 2) -> Problem:
     )
 
 
-def mixed(batch: int, width: int) -> Problem:
-    """Linear maps, a problem a row: contraction rates from 0.1 to 0.98, so that some need many more steps."""
+def mixed(batch: int, width: int, hardest: float = 0.98) -> Problem:
+    """Linear maps, a problem a row: contraction rates from 0.1 to `hardest`, so that some need many more steps."""
     draw = np.random.default_rng(0).standard_normal
     basis, _ = np.linalg.qr(draw((width, width)))
     w = jnp.asarray(basis * np.linspace(-0.9, 1, width) @ basis.T, jnp.float32)
-    rate = jnp.asarray(np.geomspace(0.1, 0.98, batch)[:, None], jnp.float32)
+    rate = jnp.asarray(np.geomspace(0.1, hardest, batch)[:, None], jnp.float32)
     x = jnp.asarray(draw((batch, width)), jnp.float32)
-    f = lambda z, params: rate * (z @ params[0]) + params[1]
-    return Problem(f"mixed {batch} x {width}", f, (w, x), jnp.zeros_like(x))
+    f = lambda z, params: params[2] * (z @ params[0]) + params[1]
+    return Problem(f"mixed {batch} x {width}", f, (w, x, rate), jnp.zeros_like(x))
 
 
 def counter(size: int) -> Problem:

@@ -1,20 +1,24 @@
-"""Runs the benchmarks: python -m benchmarks.run [--only NAME ...] [--out FILE] [--write]."""
+"""Runs the benchmarks: python -m benchmarks.run [--only NAME ...] [--sizes SIZES] [--out FILE] [--write]."""
 
 import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
 import tyro
 
-from benchmarks import against, cases, models, table
+from benchmarks import against, batches, cases, devices, models, peers, plots, steps, table
 from benchmarks.cases import Plan, Row
 
-CASES = {**against.CASES, **cases.CASES, **models.CASES}
+CASES = {
+    name: case for module in (against, cases, batches, devices, steps, models) for name, case in module.CASES.items()
+}
 Name = tyro.extras.literal_type_from_choices(CASES)
 README = Path(__file__).parent / "README.md"
 
@@ -23,41 +27,60 @@ README = Path(__file__).parent / "README.md"
 class Options:
     """Measures jaxdeq in ratios within one run: times in bare evaluations of the same map, and the like."""
 
-    only: tuple[Name, ...] = ()  # cases to run, such as `--only step stiff`; all if none is named
+    only: tuple[Name, ...] = ()  # cases to run, such as `--only step gradient`; all if none is named
     out: Path | None = None  # JSON file for the results
-    write: bool = False  # put the tables into benchmarks/README.md
+    write: bool = False  # put the tables of this run, and pictures, into benchmarks/README.md in place of those there
     repetitions: int = 15  # rounds in which every contender has its turn
-    tiny: bool = False  # sizes that only show that everything runs
+    sizes: Literal["laptop", "gpu", "tiny"] | None = None  # as the device is; tiny only shows that everything runs
 
 
 def main(options: Options) -> dict:
-    plan, rows = Plan(options.repetitions, options.tiny), []
+    sizes = options.sizes or ("gpu" if jax.default_backend() == "gpu" else "laptop")
+    plan, rows, where = Plan(options.repetitions, sizes), [], setting(options)
     for name in options.only or CASES:
         print(f"\n{name}: {CASES[name].__doc__}\n" + "\n".join(table.HEAD), flush=True)
         for row in CASES[name](plan):
             print(table.line(row), flush=True)
             rows.append(row)
-    results = {"setting": setting(options), "rows": [as_dict(row) for row in rows]}
+    results = {"setting": where, "rows": [as_dict(row) for row in rows]}
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
     if options.write:
-        README.write_text(table.insert(README.read_text(), results["setting"], rows))
+        README.write_text(table.insert(README.read_text(), where, rows, CASES))
+        plots.draw(rows, README.parent)
     return results
 
 
 def setting(options: Options) -> dict:
     """Where and with what it ran."""
-    names = ("jaxdeq", "jax", "jaxlib", "numpy", "banax", "jaxopt", "lineax", "optimistix")
+    names = ("jaxdeq", "jax", "jaxlib", "flax", "optax", "numpy", "banax", "jaxopt", "lineax", "optimistix")
     installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     return {
-        "command": f"python -m benchmarks.run --repetitions {options.repetitions}",
+        "command": command(options),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in names if name in installed},
+        "versions": {name: importlib.metadata.version(name) for name in names if name in installed} | torch_versions(),
         "processor": processor(),
         "cores": os.cpu_count(),
         "devices": [device.device_kind for device in jax.devices()],
         "load": os.getloadavg()[0],
     }
+
+
+def command(options: Options) -> str:
+    words = [f"--repetitions {options.repetitions}"]
+    words += [f"--only {' '.join(options.only)}"] if options.only else []
+    words += [f"--sizes {options.sizes}"] if options.sizes else []
+    return " ".join(["python -m benchmarks.run", *words])
+
+
+def torch_versions() -> dict[str, str]:
+    """Of the environment that `peers.torch_python` names."""
+    python, names = peers.torch_python(), ("torch", "torchdeq")
+    if not python:
+        return {}
+    code = f"from importlib.metadata import version; print(*map(version, {names}))"
+    found = subprocess.run([python, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    return dict(zip(names, found, strict=True))
 
 
 def processor() -> str:

@@ -1,8 +1,11 @@
 """Results as a table in Markdown."""
 
+from collections import Counter
+from collections.abc import Callable
 from itertools import groupby
 
-from benchmarks.cases import CASES, Row
+from benchmarks import plots
+from benchmarks.cases import Row
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 HEAD = (
@@ -27,17 +30,20 @@ def line(row: Row) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def insert(text: str, setting: dict, rows: list[Row]) -> str:
+def insert(text: str, setting: dict, rows: list[Row], cases: dict[str, Callable]) -> str:
     """The text with everything between the two marks made anew."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{render(setting, rows)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{render(setting, rows, cases)}\n{END}{after}"
 
 
-def render(setting: dict, rows: list[Row]) -> str:
+def render(setting: dict, rows: list[Row], cases: dict[str, Callable]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items())
     where = f"{setting['processor']}, {setting['cores']} cores, load {setting['load']:.1f}"
-    parts = [f"`{setting['command']}`, Python {setting['python']}, {versions}; {where}."]
+    devices = ", ".join(f"{n} {kind}" for kind, n in Counter(setting["devices"]).items())
+    parts = [f"`{setting['command']}`, Python {setting['python']}, {versions}; {where}; devices: {devices}."]
     for case, group in groupby(rows, key=lambda row: row.case):
-        parts += [f"### {case}", str(CASES[case].__doc__), "\n".join([*HEAD, *map(line, group)])]
+        parts += [f"### {case}", str(cases[case].__doc__), "\n".join([*HEAD, *map(line, group)])]
+        if case in plots.PICTURES:
+            parts.append(f"![{case}, the median and the quartiles]({case}.svg)")
     return "\n\n".join(parts)

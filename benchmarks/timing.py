@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 SHORTEST = 0.02  # seconds a measurement; faster functions are called several times
+LIMIT, FEWEST = 15.0, 5  # after so many seconds no round begins, but there are at least so many
 
 
 class Ratio(NamedTuple):
@@ -20,16 +21,19 @@ class Ratio(NamedTuple):
 
 
 def interleave(runs: dict[str, Callable[[], Any]], repetitions: int, shortest: float = SHORTEST) -> dict[str, Any]:
-    """Seconds a call, `[repetitions]` each: in every round each function has its turn.
+    """Seconds a call, up to `[repetitions]` each: in every round each function has its turn.
 
     Each is called once before, to compile and to warm up, and then to see how many calls make a
-    measurement of `shortest` seconds.
+    measurement of `shortest` seconds. Slow functions get fewer rounds: see `LIMIT`.
     """
     calls = {}
     for name, run in runs.items():
         measure(run, 1)
         calls[name] = max(1, int(shortest / measure(run, 1)))
-    rounds = [{name: measure(run, calls[name]) for name, run in runs.items()} for _ in range(repetitions)]
+    rounds: list[dict[str, float]] = []
+    start = time.perf_counter()
+    while len(rounds) < repetitions and (len(rounds) < FEWEST or time.perf_counter() - start < LIMIT):
+        rounds.append({name: measure(run, calls[name]) for name, run in runs.items()})
     return {name: np.array([times[name] for times in rounds]) for name in runs}
 
 
@@ -43,4 +47,9 @@ def measure(run: Callable[[], Any], calls: int) -> float:
 def ratio(times: Any, base: Any) -> Ratio:
     """Of two results of one `interleave`."""
     low, median, high = np.quantile(times / base, [0.25, 0.5, 0.75])
-    return Ratio(float(median), float(low), float(high), float(times.min() / base.min()))
+    return Ratio(float(median), float(low), float(high), float(np.min(times) / np.min(base)))
+
+
+def exactly(value: float) -> Ratio:
+    """A number that is not a time, such as a compiled program's memory."""
+    return Ratio(value, value, value, value)

@@ -1,10 +1,11 @@
 """torchdeq on one problem, in a process and an environment of its own: python torch_worker.py FOLDER.
 
 FOLDER holds `problem.npz`: `kind`, `z0`, `g` and the parameters `p0`, `p1`, ... On standard input, one request a
-line; `prepare SOLVER TOLERANCE` solves once and writes `answer.npz` (`z`, `steps` and the gradients of the
-parameters), `gradient`, `forward` and `f` run what was prepared. Each is answered by a line.
+line, answered by a line: `prepare SOLVER TOLERANCE` solves once and writes `answer.npz` (`z`, `steps` and the
+gradients of the parameters), `gradient SOLVER TOLERANCE` and `forward SOLVER TOLERANCE` only compute.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -40,13 +41,20 @@ def main(folder: Path) -> None:
         count = sum(name[0] == "p" for name in file.files)
         params = [torch.from_numpy(file[f"p{i}"]).requires_grad_() for i in range(count)]
     apply = lambda z: f(z, *params)
-    deq = None
 
-    def forward():
+    @functools.cache
+    def layer(solver, tolerance):
+        each = {"max_iter": STEPS, "tol": float(tolerance)}
+        return torchdeq.get_deq(
+            ift=True, f_solver=solver, b_solver=solver, f_stop_mode="rel", b_stop_mode="rel",
+            **{f"{side}_{name}": value for side in "fb" for name, value in each.items()},
+        )  # fmt: skip
+
+    def forward(deq):
         with torch.no_grad():
             return deq(apply, z0)
 
-    def gradient():
+    def gradient(deq):
         for p in params:
             p.grad = None
         states, info = deq(apply, z0)
@@ -56,21 +64,12 @@ def main(folder: Path) -> None:
     for line in sys.stdin:
         request, *words = line.split()
         if request == "prepare":
-            solver, tolerance = words[0], float(words[1])
-            each = {"max_iter": STEPS, "tol": tolerance}
-            deq = torchdeq.get_deq(
-                ift=True, f_solver=solver, b_solver=solver, f_stop_mode="rel", b_stop_mode="rel",
-                **{f"{side}_{name}": value for side in "fb" for name, value in each.items()},
-            )  # fmt: skip
-            z, info = gradient()
+            z, info = gradient(layer(*words))
             grads = {f"p{i}": p.grad.numpy() for i, p in enumerate(params)}
             steps = info["nstep"].max().item()
             np.savez(folder / "answer.npz", z=z.detach().numpy(), steps=steps, **grads)
-        elif request == "f":
-            with torch.no_grad():
-                apply(z0)
         else:
-            {"gradient": gradient, "forward": forward}[request]()
+            {"gradient": gradient, "forward": forward}[request](layer(*words))
         print("done", flush=True)
 
 
