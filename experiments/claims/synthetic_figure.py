@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.demo_picture import INK, style
+from jaxdeq.plot import INK, style
 
 COLOURS = ("#e8731a", "#2f8fe0", "#2ca05a", "#9467bd")
 LOW, HIGH = -6.0, 2.0  # of the state
