@@ -37,7 +37,6 @@ def draw(path: Path, layer: Callable, weights: dict, found: dict, x: np.ndarray,
     for axes in (*above, *below):
         style(axes)
     for axes in above:
-        axes.get_legend().remove()
         axes.grid(False)
     figure.savefig(path, dpi=110, transparent=True)
     plt.close(figure)
