@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from jaxdeq import training
 from jaxdeq.training import CheckpointError, Diverged, Penalty
 from jaxdeq.training._log import Watch
 from tests.training import tiny
-from tests.training.processes import arrays, records, same
+from tests.training.processes import arrays, records
 
 # What orbax leaves behind where it cannot write.
 pytestmark = pytest.mark.filterwarnings(
