@@ -7,6 +7,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from grain.checkpoint import CheckpointRestore, CheckpointSave
 from orbax.checkpoint import checkpoint_managers
@@ -15,6 +16,7 @@ from jaxdeq.training._config import Config, describe, differences
 from jaxdeq.training._state import State
 
 ITEMS = ("state", "data", "config")
+FREE = ("evaluation", "checkpoints", "log", "mesh", "hosts", "work", "start")  # settings that change no number of a run
 
 
 class CheckpointError(Exception):
@@ -48,7 +50,7 @@ class Saves:
         if step in self.manager.all_steps():
             return
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.StandardSave(_with_size(state)),
             data=CheckpointSave(data),
             config=ocp.args.JsonSave(describe(self.config)),
         )
@@ -86,18 +88,21 @@ class Saves:
         Raises:
           CheckpointError: there are some, and none can be read, or they are of another model.
         """
-        steps, failed = sorted(self.manager.all_steps(), reverse=True), {}
-        for step in steps:
+        failed: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            changes = {}
             try:
-                self._compare(step)
+                changes = self._changes(step)
                 state = self.load(step, like)
                 self._seek(step, data)
             except CheckpointError:
                 raise
             except Exception as error:  # whatever orbax and its libraries raise for a damaged file
-                failed[step] = _first_line(error)
+                failed[step] = _first_line(error) + (f" (settings that differ: {changes})" if changes else "")
                 continue
             self._put_aside(failed, step)
+            if changes:
+                warnings.warn(f"the run in {self.folder} goes on with other settings: {changes}", stacklevel=4)
             return state
         if failed:
             raise CheckpointError(
@@ -108,8 +113,10 @@ class Saves:
 
     def load(self, step: int, like: State) -> State:
         """The state of one checkpoint, without further checks."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        return self.manager.restore(step, args=args)["state"]
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(_with_size(like)))
+        saved = self.manager.restore(step, args=args)["state"]
+        whole = lambda x, found: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding) if found is None else found
+        return jax.tree.map(whole, like, saved)
 
     def best(self) -> int | None:
         """The step of the best checkpoint, if any was scored."""
@@ -119,18 +126,15 @@ class Saves:
         """Of all checkpoints that are complete."""
         return sorted(self.manager.all_steps())
 
-    def _compare(self, step):
-        """Refuses to go on with another model; says what else is different."""
+    def _changes(self, step):
+        """What differs from the settings that the checkpoint was made with, but for what every run may change."""
         args = ocp.args.Composite(config=ocp.args.JsonRestore())
         old = self.manager.restore(step, args=args)["config"]
         changes = differences(old, json.loads(json.dumps(describe(self.config))))
-        shape = {name: change for name, change in changes.items() if name.split(".")[0] in ("model", "task", "data")}
-        told = lambda changes: ", ".join(f"{name}: {a!r} -> {b!r}" for name, (a, b) in changes.items())
-        if shape:
-            raise CheckpointError(f"{self.folder} is of another run ({told(shape)}); choose another folder by --work")
-        others = {name: change for name, change in changes.items() if name.split(".")[0] in ("optimizer", "batch")}
-        if others:
-            warnings.warn(f"the run in {self.folder} goes on with other settings ({told(others)})", stacklevel=4)
+        told = {n: f"{a!r} -> {b!r}" for n, (a, b) in changes.items() if n.split(".")[0] not in FREE}
+        if any(f"{part}.type" in told for part in ("model", "task", "data")):
+            raise CheckpointError(f"{self.folder} is of another run ({told}); choose another folder by --work")
+        return told
 
     def _seek(self, step, data):
         """Sets the position in the data, which is the same on all hosts, however many there were."""
@@ -166,6 +170,11 @@ def _options(config):
         best_fn=goodness,
         cleanup_tmp_directories=True,
     )
+
+
+def _with_size(state):
+    """Without arrays of no elements, which orbax refuses; an explicit model's memory has one."""
+    return jax.tree.map(lambda x: x if x.size else None, state)
 
 
 def _free(path: Path) -> Path:

@@ -62,9 +62,8 @@ def cost(config: Config, train: list[Record]) -> dict[str, str]:
     table["seconds in all, without evaluation and saving"] = f"{total:.0f}"
     last = train[-max(1, len(train) // 10) :]
     for name in ("loss", "forward_steps", "forward_residual", "backward_steps", "backward_residual", "penalty"):
-        values = [record[name] for record in last if record.get(name) is not None]
-        values = [value for value in values if not np.isnan(value)]  # a penalty, where no step had any
-        if values:
+        _, values = curve(last, "train", name)
+        if len(values):
             table[f"{name}, last tenth"] = f"{np.mean(values):.4g}"
     return table
 

@@ -1,4 +1,4 @@
-"""The entry point: its configs are the paper's, it refuses what it does not know, and it trains on the data that ships."""
+"""The entry point: the paper's settings, options that are refused, and two steps on the data that ship."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import pytest
 
 from experiments import configs
 from experiments.main import main, read
-from jaxdeq.training import SGD, Adam
+from jaxdeq.training import SGD, Adam, Hosts
 
 # Section by section as in the reference's shells and yaml files: steps, batch, steps unrolled first and
 # applications there, rate, weight decay, evaluations forward and products backward (a threshold of T of Broyden's
@@ -115,7 +115,7 @@ def test_options_reach_the_config():
         (["wt104"], "Available subcommands:.*wt103"),
         (["wt103", "--model.widht", "3"], "Unrecognized options: --model.widht.*Options of wt103:.* --model.width "),
         (["wt103", "--batch", "0"], "batch must be at least 1; got 0"),
-        (["wt103", "--penalty.frequency", "2"], "frequency must be a share of the steps"),
+        (["wt103", "--penalty.frequency", "2"], "frequency must be a share"),
     ],
 )
 def test_wrong_options_are_refused(args, message, capsys):
@@ -125,6 +125,13 @@ def test_wrong_options_are_refused(args, message, capsys):
     assert re.search(message, capsys.readouterr().err.replace("\n", " "))
 
 
+@pytest.fixture
+def alone(monkeypatch):
+    """This process already uses JAX, and can no longer look for others."""
+    monkeypatch.setattr(Hosts, "connect", lambda hosts: None)
+
+
+@pytest.mark.usefixtures("alone")
 def test_missing_data_end_in_one_error(tmp_path, capsys):
     args = [
         "cifar10_tiny",
@@ -139,6 +146,7 @@ def test_missing_data_end_in_one_error(tmp_path, capsys):
     assert "cifar10" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("alone")
 def test_trains_on_what_ships(tmp_path, capsys):
     """Two steps of a narrow model, one of them unrolled."""
     options = {

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.tree_util import keystr, tree_leaves_with_path
@@ -26,7 +27,7 @@ def start(work: Path, *several: str) -> subprocess.Popen:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
     if several:
-        cache = {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")}
+        cache |= {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")}
     command = [sys.executable, "-m", "tests.training.tiny", str(work), *several]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | cache, **pipes)
@@ -55,8 +56,12 @@ def records(work: Path) -> list[dict[str, Any]]:
 
 def arrays(work: Path, step: int) -> dict[str, np.ndarray]:
     """Everything that a checkpoint's state holds."""
-    with ocp.CheckpointManager(work / "checkpoints", item_names=("state",)) as manager:
-        state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    handlers = {"state": ocp.StandardCheckpointHandler()}
+    with ocp.CheckpointManager(work / "checkpoints", item_handlers=handlers) as manager:
+        shapes = manager.item_metadata(step)["state"].tree
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+        state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
     return {keystr(path): np.asarray(leaf) for path, leaf in tree_leaves_with_path(state)}
 
 

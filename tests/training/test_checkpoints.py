@@ -1,12 +1,21 @@
 """What is kept, where a run goes on, and what happens to what cannot be read or written."""
 
+import re
 import shutil
 from dataclasses import replace
 
+import chex
+import jax
 import numpy as np
 import pytest
+import safetensors.numpy
+from flax import nnx
 
-from jaxdeq.training import CheckpointError, Checkpoints, Mesh
+from jaxdeq.models import to_torch_state_dict
+from jaxdeq.training import CheckpointError, Checkpoints, Evaluation, Mesh, Penalty
+from jaxdeq.training._start import start_from
+from jaxdeq.training._state import create
+from jaxdeq.training._step import Programs
 from tests.training import tiny
 from tests.training.processes import arrays, records, same
 
@@ -47,6 +56,7 @@ def test_a_run_leaves_its_records(whole):
     assert results["last"]["perplexity"] == pytest.approx(np.exp(results["last"]["loss"]))
 
 
+@pytest.mark.mesh
 def test_goes_on_with_other_devices(whole, cut):
     """8 in place of one, with parameters in parts."""
     results = tiny.run(KEPT, cut, mesh=Mesh(data=2, fsdp=2, model=2))
@@ -78,7 +88,47 @@ def test_another_run_is_not_mixed_in(cut):
         tiny.run(tiny.IMAGES, cut)
 
 
+def test_starts_from_weights_of_another_run(whole, tmp_path):
+    """Of equal names and shapes; from the averages, if there are some."""
+    config, mesh = replace(KEPT, model=replace(KEPT.model, inner=8)), KEPT.mesh.make()
+    with jax.set_mesh(mesh):
+        state, structure = create(config, mesh), Programs(config, mesh).structure
+        begun, said = start_from(whole[1], state, structure, mesh)
+    assert re.search(r"starting from .*: \d+ of \d+ arrays", said)
+    theirs = arrays(whole[1], 4)  # with the lowest validation loss
+    words = begun.params["embedding"]["tables"][0][...]
+    np.testing.assert_array_equal(words, theirs["['ema'][0]['embedding']['tables']['0']['value']"])
+    narrow = lambda state: state.params["deq"]["cell"]["feed_forward"]["widen"]["layer"]["kernel"][...]
+    np.testing.assert_array_equal(narrow(begun), narrow(state))
+    with pytest.raises(FileNotFoundError, match=r"there must be a run or a .safetensors file"):
+        start_from(tmp_path / "none", state, structure, mesh)
+
+
+def test_starts_from_a_published_checkpoint(tmp_path):
+    mesh = KEPT.mesh.make()
+    with jax.set_mesh(mesh):
+        state, structure = create(KEPT, mesh), Programs(KEPT, mesh).structure
+        model = KEPT.task.build(KEPT.model, nnx.Rngs(5))
+        safetensors.numpy.save_file(to_torch_state_dict(model), tmp_path / "weights.safetensors")
+        begun, _ = start_from(tmp_path / "weights.safetensors", state, structure, mesh)
+    chex.assert_trees_all_equal(jax.device_get(begun.params), jax.device_get(nnx.state(model, nnx.Param)))
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot write to .*; choose another folder by --work"):
         tiny.run(tiny.TEXT, tmp_path / "file" / "work")
+
+
+def test_radii_and_profiles_on_request(tmp_path):
+    """And a run that is at its end is only tried and reported again."""
+    asked = replace(
+        tiny.TEXT, steps=3, pretrain=0, ema=0.0, penalty=Penalty(), evaluation=Evaluation(every=0, radius=True),
+        checkpoints=Checkpoints(every=0), log=replace(tiny.TEXT.log, profile=(1, 2), tensorboard=True),
+    )  # fmt: skip
+    first = tiny.run(asked, tmp_path / "work")
+    assert 0 < first["last"]["radius"] < 10
+    assert list((tmp_path / "work" / "profile").rglob("*.xplane.pb"))
+    assert tiny.run(asked, tmp_path / "work") == first
+    kinds = [(record["kind"], record["step"]) for record in records(tmp_path / "work")]
+    assert kinds == [("train", 2), ("valid", 3), ("test", 3)]

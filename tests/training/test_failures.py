@@ -19,11 +19,13 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @dataclass(frozen=True)
-class Full(tiny.Patches):
-    """From batch 5 on, no file can grow beyond 4 KiB."""
+class Filling(tiny.Patches):
+    """In batch `full` and later ones, no file can grow beyond 4 KiB."""
+
+    full: int = 5
 
     def make(self, seed, batch, weighted):
-        if seed[1:] == (0, 5):
+        if seed[1:] == (0, self.full):
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
         return super().make(seed, batch, weighted)
 
@@ -37,11 +39,12 @@ def limit():
 
 def test_a_full_disk(limit, tmp_path):
     """And once there is room again, the run goes on."""
-    full = replace(tiny.EXPLICIT, data=Full())
+    full = replace(tiny.EXPLICIT, data=Filling())
     with pytest.raises(CheckpointError, match=r"could not be written .* steps \[2(, 4)?\] are intact; make room"):
         tiny.run(full, tmp_path / "full")
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-    assert tiny.run(replace(full, data=Full(bad=-2)), tmp_path / "full")["finished"]
+    with pytest.warns(UserWarning, match="goes on with other settings: .*data.full.*5 -> 100"):
+        assert tiny.run(replace(full, data=Filling(full=100)), tmp_path / "full")["finished"]
 
 
 def test_a_loss_that_is_not_a_number(tmp_path):

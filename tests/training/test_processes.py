@@ -1,6 +1,7 @@
 """Two processes as one run, over loopback; one is killed, and both are started again."""
 
 import contextlib
+import signal
 import socket
 
 import pytest
@@ -19,21 +20,30 @@ def both(work):
     return [start(work, port, "2", str(index)) for index in range(2)]
 
 
-def test_lose_one_and_go_on(tmp_path):
-    whole, work = tmp_path / "whole", tmp_path / "killed"
-    for process in both(whole):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    work = tmp_path_factory.mktemp("processes") / "whole"
+    for process in both(work):
         finish(process)
+    return work
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_lose_one_and_go_on(whole, how):
+    """Killed, the other one would wait until its heartbeats are missed. Told to stop, both save the same step."""
+    work = whole.parent / how.name
     first, second = both(work)
     wait_for(work, 35, first)
-    second.kill()
-    second.communicate()
-    first.kill()  # it would wait for the other one until its heartbeats are missed
-    first.communicate()
+    second.send_signal(how)
+    if how == signal.SIGKILL:
+        first.kill()
+        for process in (first, second):
+            process.communicate()
+    else:
+        assert all("'finished': False" in finish(process) for process in (first, second))
     assert max(record["step"] for record in records(work)) < STEPS
     said = [finish(process) for process in both(work)]
     assert "going on from step" in said[0]
     same(arrays(work, STEPS), arrays(whole, STEPS), rtol=1e-4, atol=1e-5)
-    assert {path.name for path in (work / "checkpoints" / str(STEPS) / "data").glob("process*")} == {
-        "process_0-of-2.json",
-        "process_1-of-2.json",
-    }
+    positions = {path.name for path in (work / "checkpoints" / str(STEPS) / "data").glob("process*")}
+    assert positions == {"process_0-of-2.json", "process_1-of-2.json"}
