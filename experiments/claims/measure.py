@@ -36,7 +36,8 @@ def stopped(config: training.Config, model: Any, max_steps: int) -> dict[str, fl
         part, carry = evaluate((config.task, graphdef), state, batch, carry, jnp.int32(max_steps))
         parts.append(part)
     sums = jax.device_get(parts)
-    return config.task.scores({name: np.sum([part[name] for part in sums], 0, np.float64) for name in sums[0]})
+    total = lambda name: np.asarray(np.sum([part[name] for part in sums], 0, np.float64))
+    return config.task.scores({name: total(name) for name in sums[0]})
 
 
 @partial(jax.jit, static_argnums=0)
