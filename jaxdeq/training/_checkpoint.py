@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from grain.checkpoint import CheckpointRestore, CheckpointSave
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from jaxdeq.training._config import Config, describe, differences
@@ -156,6 +157,8 @@ class Saves:
             aside.mkdir(exist_ok=True)
             for bad in failed:
                 (self.folder / str(bad)).rename(_free(aside / str(bad)))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("unreadable checkpoints are put aside")
         self.manager.reload()
 
 
