@@ -51,7 +51,7 @@ def main(options: Options) -> dict[str, Table]:
         study = replace(study, quick=options.quick or study.quick, seeds=options.seeds or study.seeds)
         tables[name] = study.run(out / f"{name}.png")
         seconds = round(time.perf_counter() - start, 1)
-        setting = {**where(), "seeds": " ".join(map(str, study.seeds)), "seconds of this command": seconds}
+        setting = {**where(), "seeds": " ".join(map(str, study.seeds)), "seconds": seconds}
         text = told(tables[name], setting, study.quick)
         print(f"\n{name}\n\n{text}", flush=True)
         (out / f"{name}.md").write_text(text)
