@@ -1,6 +1,6 @@
 """A layer with one number as its state: what the penalty does to the map, and to its convergence."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -42,9 +42,12 @@ class Synthetic:
     max_steps: int = 6  # evaluations of a forward solve
     backward_rtol: float = 1e-4  # of a backward solve
     backward_steps: int = 6  # products of a backward solve
+    quick: bool = False  # a smoke test: two epochs
 
     def run(self, figure: Path) -> Table:
         """Trains, measures, and draws the figure."""
+        if self.quick:
+            return replace(self, epochs=2, quick=False).run(figure)
         x, y = data(jax.random.key(1_000_000), self.test)
         train_one = jax.jit(partial(train, self))
         weights = {p: [train_one(jnp.float32(p), jnp.int32(seed)) for seed in self.seeds] for p in self.penalties}

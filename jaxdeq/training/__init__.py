@@ -8,6 +8,7 @@ from jaxdeq.training._optimizer import SGD, Adam, Cosine, Optimizer
 from jaxdeq.training._plan import Budget, Penalty
 from jaxdeq.training._tasks import Classification, LanguageModelling, Segmentation, Task
 from jaxdeq.training.loop import Diverged, train
+from jaxdeq.training.trained import load, saved
 
 __all__ = [
     "SGD",
@@ -29,5 +30,7 @@ __all__ = [
     "Penalty",
     "Segmentation",
     "Task",
+    "load",
+    "saved",
     "train",
 ]

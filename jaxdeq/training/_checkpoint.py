@@ -7,6 +7,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from grain.checkpoint import CheckpointRestore, CheckpointSave
 from jax.experimental import multihost_utils
@@ -50,7 +51,7 @@ class Saves:
         if step in self.manager.all_steps():
             return
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.StandardSave(_with_size(state)),
             data=CheckpointSave(data),
             config=ocp.args.JsonSave(describe(self.config)),
         )
@@ -113,8 +114,10 @@ class Saves:
 
     def load(self, step: int, like: State) -> State:
         """The state of one checkpoint, without further checks."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        return self.manager.restore(step, args=args)["state"]
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(_with_size(like)))
+        saved = self.manager.restore(step, args=args)["state"]
+        whole = lambda x, found: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding) if found is None else found
+        return jax.tree.map(whole, like, saved)
 
     def best(self) -> int | None:
         """The step of the best checkpoint, if any was scored."""
@@ -170,6 +173,11 @@ def _options(config):
         best_fn=goodness,
         cleanup_tmp_directories=True,
     )
+
+
+def _with_size(state):
+    """Without arrays of no elements, which orbax refuses; an explicit model's memory has one."""
+    return jax.tree.map(lambda x: x if x.size else None, state)
 
 
 def _free(path: Path) -> Path:

@@ -1,0 +1,68 @@
+"""Panels of curves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from experiments.demo_picture import INK, style
+
+COLOURS = {"explicit": "#2ca05a", "plain": "#e8731a", "penalised": "#2f8fe0"}  # by form
+
+
+class Curve(NamedTuple):
+    """One line; those of one label share an entry of the legend."""
+
+    label: str
+    colour: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+class Panel(NamedTuple):
+    """Axes with curves.
+
+    Attributes:
+      title: above.
+      x: what runs to the right.
+      y: what is shown.
+      curves: see there.
+      log: whether the y axis is logarithmic.
+      marks: values of x with a dotted line.
+    """
+
+    title: str
+    x: str
+    y: str
+    curves: list[Curve]
+    log: bool = False
+    marks: tuple[float, ...] = ()
+
+
+def draw(path: Path, panels: Sequence[Sequence[Panel]]) -> None:
+    """Saves a PNG, a row of the figure for each sequence of panels."""
+    rows, columns = len(panels), max(map(len, panels))
+    figure = Figure(figsize=(4.4 * columns, 3.4 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, row in zip(grid, panels, strict=True):
+        for one, panel in zip(axes, row, strict=True):
+            fill(one, panel)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110, transparent=True)
+
+
+def fill(axes: Any, panel: Panel) -> None:
+    seen: set[str] = set()
+    for curve in panel.curves:
+        label = None if curve.label in seen else curve.label
+        axes.plot(curve.x, curve.y, ".-", color=curve.colour, lw=1.2, ms=3, label=label)
+        seen.add(curve.label)
+    for mark in panel.marks:
+        axes.axvline(mark, color=INK, lw=0.8, ls=":")
+    if panel.log:
+        axes.set_yscale("log")
+    axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
+    axes.plot([], [], color="none")  # so that a legend of nothing is drawn without a warning
+    style(axes)

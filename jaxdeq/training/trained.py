@@ -1,0 +1,47 @@
+"""What a run has learnt."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxdeq.training._checkpoint import CheckpointError, Saves
+from jaxdeq.training._config import Config
+from jaxdeq.training._state import plan_state, reseed, structure
+
+__all__ = ["load", "saved"]
+
+
+def saved(config: Config) -> list[int]:
+    """The steps of a run's complete checkpoints, in order."""
+    saves = Saves(config)
+    steps = saves.steps()
+    saves.close()
+    return steps
+
+
+def load(config: Config, step: int | None = None) -> Any:
+    """The model of a run's checkpoint, for evaluation: with averaged weights, where the run has them.
+
+    Args:
+      config: of the run. How its model solves may differ; the shapes of its weights, and its optimiser
+        and batch, may not.
+      step: of the checkpoint. None: of the last one.
+
+    Raises:
+      CheckpointError: no such checkpoint, or one that cannot be read.
+    """
+    mesh = config.mesh.make()
+    saves = Saves(config)
+    steps = saves.steps()
+    step = steps[-1] if step is None and steps else step
+    if step not in steps:
+        raise CheckpointError(f"there must be a checkpoint of step {step} in {saves.folder}; there are {steps}")
+    with jax.set_mesh(mesh):
+        state = saves.load(step, plan_state(config, mesh))
+    saves.close()
+    params, rest = state.ema or (state.params, state.rest)
+    graphdef, random = structure(config)
+    model: Any = nnx.merge(graphdef, params, reseed(random, jax.random.key(config.seed)), rest, copy=True)
+    model.eval()
+    return model
