@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.demo_picture import INK, style
+from jaxdeq.plot import INK, style
 
 COLOURS = {"explicit": "#2ca05a", "plain": "#e8731a", "penalised": "#2f8fe0"}  # by form
 
@@ -64,5 +64,4 @@ def fill(axes: Any, panel: Panel) -> None:
     if panel.log:
         axes.set_yscale("log")
     axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
-    axes.plot([], [], color="none")  # so that a legend of nothing is drawn without a warning
     style(axes)
