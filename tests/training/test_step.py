@@ -57,10 +57,9 @@ def test_parts_of_a_batch_make_the_same_step(plain):
 
 
 @pytest.mark.mesh
-def test_many_devices_make_the_same_step(plain):
-    # Sums in another order, through two solves that stop at a tolerance: more than the last bit.
-    spread = stepped(replace(PLAIN, accumulate=2, mesh=Mesh(data=2, fsdp=2, model=2)), NOT, steps=2)
-    same(spread, plain, rtol=1e-3, atol=1e-4)
+def test_many_devices_make_the_same_step():
+    # One step: a second one makes more of sums in another order.
+    same(stepped(replace(PLAIN, accumulate=2, mesh=Mesh(data=2, fsdp=2, model=2)), NOT), stepped(PLAIN, NOT))
 
 
 def test_a_branch_in_the_program_makes_the_same_step(plain):
