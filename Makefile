@@ -19,7 +19,7 @@ demo: $(VENV)/.train ## train a small multiscale DEQ on Fashion-MNIST (minutes)
 	$(BIN)/python -m experiments.demo $(ARGS)
 
 test: $(VENV)/.dev ## the whole suite
-	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/.dev ## format, lint, types (seconds)
 	$(BIN)/ruff format --check .

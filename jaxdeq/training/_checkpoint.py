@@ -1,5 +1,6 @@
 """Saving a run and going on from it, with orbax."""
 
+import contextlib
 import json
 import warnings
 from pathlib import Path
@@ -26,6 +27,8 @@ class CheckpointError(Exception):
 
 class Saves:
     """The checkpoints of one run: state, position in the data, and config, each in one folder by its step.
+
+    A context: at its end all is written and closed.
 
     Args:
       config: of the run; its `work` is where they are.
@@ -65,8 +68,12 @@ class Saves:
         """
         self._try(self.manager.wait_until_finished)
 
-    def close(self) -> None:
-        self._try(self.manager.close)
+    def __enter__(self) -> "Saves":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
+        with contextlib.suppress(CheckpointError) if error else contextlib.nullcontext():
+            self._try(self.manager.close)
 
     def _try(self, write):
         try:

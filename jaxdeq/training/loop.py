@@ -38,14 +38,13 @@ def train(config: Config) -> dict[str, Any]:
     mesh = config.mesh.make()
     check_rows(config.batch, config.accumulate, mesh)
     check_rows(config.evaluation.batch or config.batch, 1, mesh)
-    with jax.set_mesh(mesh):
-        return _Run(config, mesh).go()
+    with jax.set_mesh(mesh), Saves(config) as saves:
+        return _Run(config, mesh, saves).go()
 
 
 class _Run:
-    def __init__(self, config, mesh):
-        self.config, self.mesh = config, mesh
-        self.saves = Saves(config)
+    def __init__(self, config, mesh, saves):
+        self.config, self.mesh, self.saves = config, mesh, saves
         self.programs = Programs(config, mesh)
         self.data = iter(config.data.train(config.batch, config.seed))
         restored = self.saves.restore(self.programs.state, self.data)
@@ -75,7 +74,6 @@ class _Run:
                 self._pause(lambda: self.saves.save(self.state, self.data, self.step, None))
                 records.say(f"stopped after step {self.step}; the same command goes on from there")
                 results = {}
-            self.saves.close()
         except Diverged as error:
             self.saves.wait()
             raise Diverged(

@@ -14,10 +14,8 @@ __all__ = ["load", "saved"]
 
 def saved(config: Config) -> list[int]:
     """The steps of a run's complete checkpoints, in order."""
-    saves = Saves(config)
-    steps = saves.steps()
-    saves.close()
-    return steps
+    with Saves(config) as saves:
+        return saves.steps()
 
 
 def load(config: Config, step: int | None = None) -> Any:
@@ -32,14 +30,12 @@ def load(config: Config, step: int | None = None) -> Any:
       CheckpointError: no such checkpoint, or one that cannot be read.
     """
     mesh = config.mesh.make()
-    saves = Saves(config)
-    steps = saves.steps()
-    step = steps[-1] if step is None and steps else step
-    if step not in steps:
-        raise CheckpointError(f"there must be a checkpoint of step {step} in {saves.folder}; there are {steps}")
-    with jax.set_mesh(mesh):
+    with Saves(config) as saves, jax.set_mesh(mesh):
+        steps = saves.steps()
+        step = steps[-1] if step is None and steps else step
+        if step not in steps:
+            raise CheckpointError(f"there must be a checkpoint of step {step} in {saves.folder}; there are {steps}")
         state = saves.load(step, plan_state(config, mesh))
-    saves.close()
     params, rest = state.ema or (state.params, state.rest)
     graphdef, random = structure(config)
     model: Any = nnx.merge(graphdef, params, reseed(random, jax.random.key(config.seed)), rest, copy=True)

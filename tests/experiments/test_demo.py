@@ -20,6 +20,9 @@ TINY = Config(
     warmup=1, epochs=1, channels=(8, 8), batch=10, train_images=20, test_images=20, frequency=1.0, max_steps=6
 )
 
+# On one worker: the fixture is made once.
+pytestmark = pytest.mark.xdist_group("demo")
+
 
 def run(work):
     with jax.numpy_dtype_promotion("standard"):  # flax's pooling and optax's schedules need it

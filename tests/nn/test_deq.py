@@ -12,6 +12,9 @@ from jaxdeq import adjoints, solvers
 from jaxdeq.nn import DEQ
 from tests.nn.cells import Busy, Cell, equations, functional, inputs, names
 
+# On one worker: the fixture is made once.
+pytestmark = pytest.mark.xdist_group("deq")
+
 KEY = jax.random.key(7)
 TIGHT = {"rtol": 1e-6, "max_steps": 60}
 

@@ -20,7 +20,10 @@ from tests.training import tiny
 from tests.training.processes import arrays, records, same
 
 # Where a file is damaged, orbax leaves other reads of the same folder behind.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.xdist_group("checkpoints"),
+]
 
 KEPT = replace(tiny.TEXT, checkpoints=Checkpoints(every=2, keep=4))
 

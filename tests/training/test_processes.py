@@ -8,7 +8,7 @@ import pytest
 
 from tests.training.processes import arrays, finish, records, same, start, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
 STEPS = 100
 

@@ -28,6 +28,9 @@ PLAIN = replace(
     ema=0.0,
     mesh=Mesh(data=1),
 )
+
+# On one worker: the fixture is made once.
+pytestmark = pytest.mark.xdist_group("step")
 PENALISED = Plan(unrolled=False, penalised=np.bool_(True), weight=np.float32(0.5), max_steps=np.int32(5))
 NOT = PENALISED._replace(penalised=np.bool_(False))
 

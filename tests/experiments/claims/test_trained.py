@@ -18,6 +18,9 @@ from experiments.claims.table import Spread, Table, cell
 from jaxdeq import training
 from jaxdeq.training._interrupts import Interrupts
 
+# On one worker: the fixture is made once.
+pytestmark = pytest.mark.xdist_group("claims")
+
 STUDIES = ("explicit", "stop", "evaluations", "cost")
 
 

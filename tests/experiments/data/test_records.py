@@ -16,6 +16,9 @@ from experiments.data.imagenet import middle, random_part
 from experiments.data.records import Records
 from tests.experiments.data.reading import ALONE, PAIR, assert_equal, assert_restores, first, together
 
+# On one worker: the fixture is made once.
+pytestmark = pytest.mark.xdist_group("records")
+
 SMALL = {"cifar10": Cifar10(), "imagenet": ImageNet(size=24, resized=28), "cityscapes": Cityscapes(crop=(64, 32))}
 
 
