@@ -13,11 +13,13 @@ from typing import Literal
 import jax
 import tyro
 
-from benchmarks import against, batches, cases, devices, models, peers, plots, steps, table
+from benchmarks import against, batches, cases, devices, loop, models, peers, plots, steps, table
 from benchmarks.cases import Plan, Row
 
 CASES = {
-    name: case for module in (against, cases, batches, devices, steps, models) for name, case in module.CASES.items()
+    name: case
+    for module in (against, cases, batches, devices, steps, loop, models)
+    for name, case in module.CASES.items()
 }
 Name = tyro.extras.literal_type_from_choices(CASES)
 README = Path(__file__).parent / "README.md"

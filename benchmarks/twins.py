@@ -40,6 +40,7 @@ class Twins(NamedTuple):
     unit: str
     dtype: str
     target: float  # of the time of a step
+    frequency: float  # of steps with the Jacobian penalty, as in the paper's code
     unrolled: bool  # whether there is memory for all applications
 
 
@@ -79,14 +80,14 @@ def text(name: str, deq: Any, explicit: Any, batch: int, length: int) -> Twins:
     tokens = jax.random.randint(jax.random.key(0), (batch, length + 1), 0, deq.vocab)
     builds = building(DEQTransformerLM, deq), lambda: TransformerXL(explicit, rngs=nnx.Rngs(0))
     data, units = (tokens[:, :-1], tokens[:, 1:]), batch * length
-    return Twins(name, *builds, deq.max_steps, *data, units, "tokens", deq.dtype, 1.4, deq.vocab < 1000)
+    return Twins(name, *builds, deq.max_steps, *data, units, "tokens", deq.dtype, 1.4, 0.35, deq.vocab < 1000)
 
 
 def images(name: str, deq: Any, explicit: Any, batch: int, side: int) -> Twins:
     pixels = jax.random.normal(jax.random.key(0), (batch, side, side, 3))
     labels = jax.random.randint(jax.random.key(1), (batch,), 0, deq.classes)
     builds = building(MDEQClassifier, deq), lambda: ResNet(explicit, rngs=nnx.Rngs(0))
-    return Twins(name, *builds, deq.max_steps, pixels, labels, batch, "images", deq.dtype, 1.0, side < 100)
+    return Twins(name, *builds, deq.max_steps, pixels, labels, batch, "images", deq.dtype, 1.0, 0.08, side < 100)
 
 
 def building(model: Any, config: Any) -> Callable[[], nnx.Module]:

@@ -11,7 +11,9 @@ from benchmarks.timing import Ratio, exactly
 TINY = cases.Plan(1, "tiny")
 
 
-@pytest.mark.parametrize("name", ["gradient", "step", "memory", "waste", "mixed", "scaling", "collectives", "layer"])
+@pytest.mark.parametrize(
+    "name", ["gradient", "step", "memory", "waste", "mixed", "scaling", "collectives", "layer", "host"]
+)
 def test_a_case_runs(name, tmp_path):
     out = tmp_path / "results.json"
     results = run.main(run.Options(only=(name,), out=out, repetitions=1, sizes="tiny"))

@@ -6,7 +6,7 @@ from jaxdeq.training._hosts import Hosts
 from jaxdeq.training._mesh import Mesh
 from jaxdeq.training._optimizer import SGD, Adam, Cosine, Optimizer
 from jaxdeq.training._plan import Budget, Penalty
-from jaxdeq.training._tasks import Classification, LanguageModelling, Segmentation, Task
+from jaxdeq.training._tasks import Classification, LanguageModelling, Outcome, Segmentation, Task
 from jaxdeq.training.loop import Diverged, train
 from jaxdeq.training.trained import load, saved
 
@@ -27,6 +27,7 @@ __all__ = [
     "Log",
     "Mesh",
     "Optimizer",
+    "Outcome",
     "Penalty",
     "Segmentation",
     "Task",

@@ -24,7 +24,13 @@ class Outcome(NamedTuple):
       loss: to be minimised, a mean.
       sums: over the batch, to be added over batches and read by the task's `scores`.
       carry: for the next batch.
-      output: the model's own.
+      output: the model's own; its `stats` and `penalty` are read, and may be None.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxdeq.training import Outcome
+      >>> Outcome(jnp.float32(0.5), {"loss": jnp.float32(4.0), "weight": jnp.float32(8.0)}, (), None).carry
+      ()
     """
 
     loss: Array
