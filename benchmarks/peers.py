@@ -63,7 +63,6 @@ def banax(name: str, **settings: Any) -> Solve:
 ALL: dict[str, Callable[[], Solve]] = {
     "jaxopt FixedPointIteration": lambda: jaxopt("FixedPointIteration"),
     "jaxopt AndersonAcceleration": lambda: jaxopt("AndersonAcceleration"),
-    "jaxopt Broyden": lambda: jaxopt("Broyden", history_size=10),
     "optimistix FixedPointIteration": lambda: optimistix("FixedPointIteration"),
     "banax Picard": lambda: banax("Picard"),
     "banax Anderson": lambda: banax("Anderson"),

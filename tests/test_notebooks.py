@@ -48,3 +48,14 @@ def test_it_installs_what_is_missing_first(name):
     come_with_it = {"jax", "numpy"}
     in_a_clone = {"experiments"}
     assert modules - sys.stdlib_module_names <= packages | come_with_it | in_a_clone
+
+
+@EACH
+def test_own_axes_have_labels_with_units(name):
+    """Those that `jaxdeq.plot` makes are tested with it."""
+    cells = [cell.source for cell in read(name, ".py").cells if cell.cell_type == "code"]
+    labels = [label for cell in cells for label in re.findall(r'[xy]label="(.+?)"|set_[xy]label\(f?"(.+?)"', cell)]
+    assert not [label for label in map("".join, labels) if not re.search(r"\(.+\)$", label)]
+    for cell in cells:
+        if re.search(r"(?<!plot)\.(plot|semilog[xy]|loglog|scatter|imshow)\(", cell):
+            assert all(re.search(rf"{axis}label\b", cell) for axis in "xy"), cell
