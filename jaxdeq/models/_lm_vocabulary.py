@@ -12,12 +12,13 @@ from jaxtyping import Array, Float, Int
 
 from jaxdeq._tree import wide_dtype
 from jaxdeq.models import _entries
-from jaxdeq.models._axes import CHANNELS, named
+from jaxdeq.models._axes import CHANNELS, named, whole
 from jaxdeq.models._entries import Entry
 from jaxdeq.models._lm_config import LMConfig
 from jaxdeq.models._lm_layers import small
 
 ROOM = 2**26  # logits held at once; more positions than fit are handled in turn
+PARTS = 8  # of a row, of which only those with words of a rare cluster are computed
 
 
 class _Vocabulary(nnx.Module):
@@ -99,29 +100,48 @@ class Softmax(_Vocabulary):
     ) -> Float[Array, "batch length"]:
         """Negative log probabilities of `words`, in nats, in the order of the positions.
 
-        Holds no more than some 2^26 logits at once, in the backward pass too.
+        Of a rare cluster only the positions that have its words are computed, up to an eighth of a row
+        more. Holds no more than some 2^26 logits at once, in the backward pass too.
         """
-        batch, length, _ = h.shape
-        chunk = max(1, min(length, ROOM // (batch * self.bounds[-1])))
-        if chunk == length:
-            return self._losses(h, words, embedding)
-        room = -length % chunk
-        h = jnp.pad(h, ((0, 0), (0, room), (0, 0)))
-        words = jnp.pad(words, ((0, 0), (0, room)))
-        cut = lambda x: jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
-        losses = lax.map(jax.checkpoint(lambda part: self._losses(part[0], part[1], embedding)), (cut(h), cut(words)))
-        return jnp.moveaxis(losses, 0, 1).reshape(batch, -1)[:, :length]
-
-    def _losses(self, h, words, embedding):
-        head = self._logits(h, 0, embedding)
-        total = jax.nn.logsumexp(head, axis=-1)
-        chosen = _pick(head, self._inside(words, 0)[1])
+        column, found = self._inside(words, 0)[1], jnp.zeros(words.shape, wide_dtype(self.dtype))
         for i in range(1, self.clusters):
             inside, number = self._inside(words, i)
-            tail = self._logits(h, i, embedding)
-            within = head[..., -i] + _pick(tail, number) - jax.nn.logsumexp(tail, axis=-1)
-            chosen = jnp.where(inside, within, chosen)
-        return total - chosen
+            column = jnp.where(inside, self.bounds[1] + self.clusters - 1 - i, column)
+            found = found + self._packed(i, h, inside, number, embedding)
+        everywhere = jnp.ones_like(words, dtype=bool)
+        return -found - self._in_parts(0, h.shape[1], h, everywhere, column, embedding)
+
+    def _packed(self, i, h, inside, number, embedding):
+        """Log probabilities of words within cluster `i`, 0 for others: those inside go to the front of their row.
+
+        Most parts behind them are then empty, and nothing is computed for these: on a CPU a training step of
+        `sotu_transformer` takes three quarters of the time, half if it is unrolled twice.
+        """
+        h, inside, number = (whole(x, 1) for x in (h, inside, number))  # rows may lie on several devices
+        order = jnp.argsort(~inside, axis=1, stable=True)
+        move = lambda x, to: jnp.take_along_axis(x, to if x.ndim == 2 else to[..., None], axis=1)
+        size = -(-h.shape[1] // PARTS)
+        parts = self._in_parts(i, size, move(h, order), move(inside, order), move(number, order), embedding)
+        return move(parts, jnp.argsort(order, axis=1))
+
+    def _in_parts(self, i, size, h, inside, number, embedding):
+        """Log probabilities of words within cluster `i`, 0 for others, of no more than `size` positions at once."""
+        batch, length, _ = h.shape
+        size = max(1, min(size, ROOM // (batch * (self.bounds[i + 1] - self.bounds[i]))))
+        nothing = lambda h, inside, number: jnp.zeros(number.shape, wide_dtype(self.dtype))
+
+        def compute(h, inside, number):
+            y = self._logits(h, i, embedding)
+            return jnp.where(inside, _pick(y, number) - jax.nn.logsumexp(y, axis=-1), 0)
+
+        if size >= length:
+            return compute(h, inside, number)
+        part = jax.checkpoint(lambda xs: lax.cond(jnp.any(xs[1]), compute, nothing, *xs))
+        room = -length % size
+        pad = lambda x: jnp.pad(x, ((0, 0), (0, room)) + ((0, 0),) * (x.ndim - 2))
+        cut = lambda x: jnp.moveaxis(pad(x).reshape(batch, -1, size, *x.shape[2:]), 1, 0)
+        parts = lax.map(part, (cut(h), cut(inside), cut(number)))
+        return jnp.moveaxis(parts, 0, 1).reshape(batch, -1)[:, :length]
 
     def log_probabilities(self, h: Float[Array, "*batch width"], embedding: Embedding) -> Float[Array, "*batch vocab"]:
         """Of all words, in nats."""

@@ -130,6 +130,20 @@ def test_losses_in_parts_are_the_same_losses(monkeypatch):
     chex.assert_trees_all_close(value_and_gradient(), whole, rtol=1e-5, atol=1e-6)
 
 
+def test_of_rare_words_only_what_is_asked_for_is_computed():
+    """Elsewhere their vectors, NaN here, reach neither a loss nor a gradient."""
+    model, h = build(CONFIG), draw(2, 9, 8)
+    rare = TOKENS >= CONFIG.cutoffs[0]
+    assert rare[0].any()
+    common = jnp.where(rare, 0, TOKENS)
+    for table in model.embedding.tables[1:]:
+        table[...] = jnp.full_like(table[...], jnp.nan)
+    loss = lambda h, words: jnp.sum(model.softmax.losses(h, words, model.embedding))
+    assert np.isfinite(jax.grad(loss)(h, common)).all()
+    few = common.at[0, 3].set(CONFIG.vocab - 1)
+    assert np.isnan(jax.grad(loss)(h, few)).any(axis=-1).sum() <= 2 * -(-9 // _lm_vocabulary.PARTS)
+
+
 def test_segments_with_memory_are_one_long_segment():
     model = build(PLAIN)
     whole = run(model)
