@@ -128,7 +128,7 @@ class Softmax(_Vocabulary):
         """Log probabilities of words within cluster `i`, 0 for others, of no more than `size` positions at once."""
         batch, length, _ = h.shape
         size = max(1, min(size, ROOM // (batch * (self.bounds[i + 1] - self.bounds[i]))))
-        nothing = lambda h, inside, number: jnp.zeros(number.shape, wide_dtype(self.dtype))
+        nothing = lambda h, inside, number: jnp.zeros_like(number, wide_dtype(self.dtype))
 
         def compute(h, inside, number):
             y = self._logits(h, i, embedding)

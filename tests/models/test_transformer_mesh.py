@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from functools import cache
 
 import chex
@@ -176,3 +177,32 @@ def test_parameters_in_parts_on_every_device():
     sizes = {leaf.size // n for leaf in jax.tree.leaves(args[0]) for n in (1, 2)}
     assert gathers
     assert {math.prod(shape) for shape in gathers - {injected}} <= sizes
+
+
+RARE = replace(CONFIG, cutoffs=(16, 32), divisor=2, tie_projections=(False, True, True))
+HIDDEN = jnp.asarray(np.random.default_rng(1).normal(size=(BATCH, LENGTH, WIDTH)), jnp.float32)
+
+
+@KINDS
+@pytest.mark.parametrize("layout", ["batch", "positions"])
+def test_rare_words_on_several_devices(layout, kind):
+    """Each finds those of its own rows. Of a row's parts on several devices each has the whole."""
+    model = nnx.eval_shape(lambda: DEQTransformerLM(RARE, rngs=nnx.Rngs(0)))
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    params, rest = (jax.tree.map(draw, part) for part in (params, rest))
+
+    def losses(params, h, words):
+        model = nnx.merge(graphdef, params, rest, copy=True)
+        return jnp.mean(model.softmax.losses(h, words, model.embedding))
+
+    gradient = jax.value_and_grad(losses, (0, 1))
+    want = jax.device_get(compiled(gradient, params, HIDDEN, TOKENS)(params, HIDDEN, TOKENS))
+    shape, names, *tokens = LAYOUTS[layout]
+    mesh = jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
+    rows = NamedSharding(mesh, tokens[0] if tokens else P("data"))
+    with jax.set_mesh(mesh):
+        args = jax.device_put(params, NamedSharding(mesh, P())), *jax.device_put((HIDDEN, TOKENS), rows)
+        program = compiled(gradient, *args)
+        same(program(*args), want)
+    sent = collectives(program.as_text())
+    assert layout == "positions" or {what for what, _ in sent} == {"all-reduce"}
