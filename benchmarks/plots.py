@@ -35,7 +35,7 @@ def gradient(rows: list[Row]) -> Figure:
         spread = [medians - [row.ratio.low for row in each], [row.ratio.high for row in each] - medians]
         colours = ["tab:blue" if row.contender.startswith("jaxdeq") else "silver" for row in each]
         axis.barh([row.contender for row in each], medians, xerr=spread, color=colours, ecolor="black")
-        axis.set(title=problem, xlabel="solve and gradient, bare evaluations of f", xscale="log")
+        axis.set(title=problem, xlabel="solve and gradient (bare evaluations of f)", xscale="log")
         axis.tick_params(labelsize=8)
     for axis in axes[len(problems) :]:
         axis.remove()
@@ -56,12 +56,12 @@ def scaling(rows: list[Row]) -> Figure:
         spread = [medians - [ratio.low for _, ratio in each], [ratio.high for _, ratio in each] - medians]
         axis.errorbar([n for n, _ in each], medians, spread, marker="o", capsize=3)
         axis.set(
-            xlabel={"batch": "batch, rows", "width": "width of a row, numbers", "history": "history, iterates"}[name]
+            xlabel={"batch": "batch (rows)", "width": "width of a row (numbers)", "history": "history (iterates)"}[name]
         )
         axis.set_xscale("log", base=2)
         axis.grid(alpha=0.3)
         if i == 0:
-            axis.set(ylabel="a step, bare evaluations of f", ylim=(0, None))
+            axis.set(ylabel="a step (bare evaluations of f)", ylim=(0, None))
     return figure
 
 

@@ -91,4 +91,4 @@ def panel(model: cases.Name, trained: dict) -> Panel:
             train = [record["step"] for record in run.of("train")]
             minutes = np.interp(steps, train, run.clock() / 60)
             curves.append(Curve(runs.NAMES[form], figures.COLOURS[form], list(minutes), values))
-    return Panel(model, "minutes of training", f"validation {score}", curves, log=score == "perplexity")
+    return Panel(model, "training (minutes)", figures.label(score, "validation "), curves, log=score == "perplexity")

@@ -69,8 +69,8 @@ class Evaluations:
         return [
             Panel(
                 f"{model}, {way}",
-                "step of training",
-                f"evaluations to {self.rtol:g}",
+                "step of training (count)",
+                f"evaluations to {self.rtol:g} (count)",
                 [
                     Curve(
                         runs.NAMES[form],

@@ -59,4 +59,6 @@ def panel(model: cases.Name, trained: dict) -> Panel:
         for form in FORMS
         for run in trained[model, form]
     ]
-    return Panel(model, "step of training", f"validation {score}", curves, log=score == "perplexity")
+    return Panel(
+        model, "step of training (count)", figures.label(score, "validation "), curves, log=score == "perplexity"
+    )

@@ -12,6 +12,20 @@ from jaxdeq.plot import INK, style
 COLOURS = {"explicit": "#2ca05a", "plain": "#e8731a", "penalised": "#2f8fe0"}  # by form
 
 
+UNITS = {
+    "accuracy": "share",
+    "perplexity": "words",
+    "loss": "nats a word",
+    "forward_residual": "ratio",
+    "radius": "factor a step",
+}
+
+
+def label(score: str, before: str = "") -> str:
+    """Of an axis, with its unit."""
+    return f"{before}{score.replace('_', ' ')} ({UNITS[score]})"
+
+
 class Curve(NamedTuple):
     """One line; those of one label share an entry of the legend."""
 
@@ -26,8 +40,8 @@ class Panel(NamedTuple):
 
     Attributes:
       title: above.
-      x: what runs to the right.
-      y: what is shown.
+      x: what runs to the right, with its unit.
+      y: what is shown, with its unit.
       curves: see there.
       log: whether the y axis is logarithmic.
       marks: values of x with a dotted line.

@@ -51,7 +51,7 @@ class Stop:
             if seed is not None
         ]
         score = cases.full(model).score
-        return Panel(model, "evaluations", score, curves, log=score == "perplexity")
+        return Panel(model, "evaluations (count)", figures.label(score), curves, log=score == "perplexity")
 
 
 def scores(run: Run, score: str, stops: tuple[int, ...]) -> list[float] | None:

@@ -27,9 +27,9 @@ def draw(path: Path, layer: Callable, weights: dict, found: dict, x: np.ndarray,
     for axes, (penalty, trained) in zip(above, weights.items(), strict=True):
         image = surface(axes, layer, trained[0], found[penalty][0].z, x)
         axes.set_title(f"f(z; x), penalty {penalty:g}")
-    above[0].set_ylabel("z")
+    above[0].set_ylabel("z (no unit)")
     bar = figure.colorbar(image, ax=above)
-    bar.set_label("f(z; x)", color=INK)
+    bar.set_label("f(z; x) (no unit)", color=INK)
     bar.ax.tick_params(colors=INK)
     equilibria(below[0], found, x, y)
     convergence(below[1], found, "plain_trace", "Plain iteration")
@@ -50,7 +50,7 @@ def surface(axes: Any, layer: Callable, weights: Any, z: np.ndarray, x: np.ndarr
     image = axes.contourf(*grid, values, np.arange(LOW, HIGH + 0.5, 0.5), cmap="viridis", extend="both")
     order = np.argsort(x)
     axes.plot(np.asarray(x)[order], np.asarray(z)[order], "k", lw=2, label="z = f(z; x)")
-    axes.set(xlabel="x", xticks=(-1, -0.5, 0, 0.5, 1), ylim=(LOW, HIGH))
+    axes.set(xlabel="x (no unit)", xticks=(-1, -0.5, 0, 0.5, 1), ylim=(LOW, HIGH))
     return image
 
 
@@ -61,7 +61,7 @@ def equilibria(axes: Any, found: dict, x: np.ndarray, y: np.ndarray):
         for number, one in enumerate(seeds):
             label = f"penalty {penalty:g}" if number == 0 else None
             axes.plot(np.asarray(x)[order], np.asarray(one.z)[order], color=colour, lw=1, label=label)
-    axes.set(title="Equilibrium, each seed", xlabel="x", ylabel="z", ylim=(LOW, HIGH))
+    axes.set(title="Equilibrium, each seed", xlabel="x (no unit)", ylabel="z (no unit)", ylim=(LOW, HIGH))
 
 
 def convergence(axes: Any, found: dict, name: str, title: str):
@@ -71,4 +71,4 @@ def convergence(axes: Any, found: dict, name: str, title: str):
             label = f"penalty {penalty:g}" if number == 0 else None
             axes.semilogy(np.arange(1, len(trace) + 1), trace, color=colour, lw=1.2, label=label)
     axes.axhline(1e-3, color=INK, lw=0.8, ls=":")
-    axes.set(title=title, xlabel="evaluations of f", ylabel="relative residual, median")
+    axes.set(title=title, xlabel="evaluations of f (count)", ylabel="relative residual, median (ratio)")

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.claims import cases, measure, runs
+from experiments.claims import cases, figure, measure, runs
 from experiments.claims.__main__ import Options, main
 from experiments.claims.cost import Cost
 from experiments.claims.evaluations import Evaluations
@@ -25,7 +25,16 @@ STUDIES = ("explicit", "stop", "evaluations", "cost")
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
+def drawn():
+    """All panels of figures, as they are filled."""
+    panels, fill = [], figure.fill
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure, "fill", lambda axes, panel: (panels.append(panel), fill(axes, panel)))
+        yield panels
+
+
+@pytest.fixture(scope="module")
+def quick(drawn, tmp_path_factory):
     """Both embedded experiments; what costs more compiling, of one of them."""
     options = Options(
         only=STUDIES,
@@ -48,6 +57,13 @@ def test_each_study_says_what_its_numbers_are_worth(quick):
         assert "seeds 0" in text
         assert f"jax {jax.__version__}" in tables[name].note
         assert (options.out / "quick" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_axes_have_units(quick, drawn):
+    assert len(drawn) >= len(STUDIES)
+    for panel in drawn:
+        assert panel.x.endswith(")"), panel.title
+        assert panel.y.endswith(")"), panel.title
 
 
 def test_models_stand_beside_explicit_ones(quick):
