@@ -1,4 +1,13 @@
-"""How gradients flow through a solve: frozen dataclasses of settings, passed as `adjoint=`."""
+"""How gradients flow through a solve: frozen dataclasses of settings, passed as `adjoint=`.
+
+Example:
+  >>> import jax
+  >>> import jax.numpy as jnp
+  >>> import jaxdeq
+  >>> g = jax.grad(lambda x: jaxdeq.fixed_point(jnp.cos, x, adjoint=jaxdeq.adjoints.OneStep()).z)
+  >>> float(g(1.0))  # where it starts does not matter
+  0.0
+"""
 
 from jaxdeq.adjoints.implicit import Implicit
 from jaxdeq.adjoints.neumann import Neumann

@@ -22,7 +22,21 @@ FREE = ("evaluation", "checkpoints", "log", "mesh", "hosts", "work", "start")  #
 
 
 class CheckpointError(Exception):
-    """A checkpoint could not be written or read; the message says which ones are intact."""
+    """A checkpoint could not be written or read; the message says which ones are intact.
+
+    Example:
+      >>> import tempfile
+      >>> from dataclasses import replace
+      >>> from pathlib import Path
+      >>> from experiments import configs
+      >>> from jaxdeq import training
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     try:
+      ...         training.load(replace(configs.fashion_mdeq(), work=Path(folder)), step=5)
+      ...     except training.CheckpointError as error:
+      ...         print(str(error).split(" in ")[0])
+      there must be a checkpoint of step 5
+    """
 
 
 class Saves:

@@ -20,6 +20,12 @@ class Data(Protocol):
 
     Elements are dicts of NumPy arrays, this host's `batch // jax.process_count()` rows of each batch,
     with the names that the task asks for.
+
+    Example:
+      >>> from experiments.data import FashionMNIST
+      >>> from jaxdeq import training
+      >>> isinstance(FashionMNIST(), training.Data)
+      True
     """
 
     def train(self, batch: int, seed: int) -> grain.IterDataset:
@@ -139,6 +145,13 @@ class Config:
       work: the folder of this run. A run that was begun there goes on.
       start: weights to begin with: the folder of another run, or a PyTorch checkpoint converted to
         `.safetensors`. What has no equal there begins as without.
+
+    Example:
+      >>> from dataclasses import replace
+      >>> from experiments import configs
+      >>> config = replace(configs.fashion_mdeq(), seed=1, batch=50)
+      >>> config.pretrain, config.steps
+      (1000, 4000)
     """
 
     model: ModelConfig

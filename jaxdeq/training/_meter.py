@@ -12,7 +12,16 @@ LATE = 2  # steps that the device may be behind when measures are fetched, so th
 
 
 class Diverged(Exception):
-    """The loss is no longer a number; the message says which checkpoint is the last good one."""
+    """The loss is no longer a number; the message says which checkpoint is the last good one.
+
+    Example:
+      >>> from jaxdeq import training
+      >>> def patiently(config, lower):  # once more, if need be
+      ...     try:
+      ...         return training.train(config)
+      ...     except training.Diverged:
+      ...         return training.train(lower)
+    """
 
 
 class Meter:

@@ -53,7 +53,13 @@ class Cosine:
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """A frozen dataclass that says how gradients become updates."""
+    """A frozen dataclass that says how gradients become updates.
+
+    Example:
+      >>> from jaxdeq import training
+      >>> isinstance(training.Adam(training.Cosine(1e-3)), training.Optimizer)
+      True
+    """
 
     def learning_rate(self, step: jax.Array, steps: int) -> jax.Array:
         """After `step` steps of `steps`."""

@@ -41,7 +41,13 @@ class Outcome(NamedTuple):
 
 @runtime_checkable
 class Task(Protocol):
-    """A frozen dataclass that says what is learnt."""
+    """A frozen dataclass that says what is learnt.
+
+    Example:
+      >>> from jaxdeq import training
+      >>> isinstance(training.Classification(), training.Task)
+      True
+    """
 
     def build(self, config: Any, rngs: nnx.Rngs) -> nnx.Module:
         """The model."""

@@ -34,6 +34,33 @@ def train(config: Config) -> dict[str, Any]:
       Diverged: the loss or a gradient became NaN or infinite. Nothing was saved since.
       CheckpointError: a checkpoint could not be written or read.
       ValueError: a batch that the mesh and `accumulate` do not divide.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> import jax.numpy as jnp
+      >>> from experiments.data import FashionMNIST
+      >>> from jaxdeq import training
+      >>> from jaxdeq.models import ResNetConfig
+      >>> folder = tempfile.TemporaryDirectory()
+      >>> config = training.Config(
+      ...     ResNetConfig((1,), classes=10, width=8, inputs=1),
+      ...     training.Classification(),
+      ...     FashionMNIST(),
+      ...     training.Adam(training.Cosine(1e-3)),
+      ...     steps=2,
+      ...     batch=40,
+      ...     mesh=training.Mesh(data=1),
+      ...     log=training.Log(bar=False),
+      ...     work=Path(folder.name),
+      ... )
+      >>> results = training.train(config)
+      see ...summary.md
+      >>> results["step"], results["finished"], training.saved(config)
+      (2, True, [2])
+      >>> training.load(config)(jnp.zeros((5, 28, 28, 1))).logits.shape
+      (5, 10)
+      >>> folder.cleanup()
     """
     mesh = config.mesh.make()
     check_rows(config.batch, config.accumulate, mesh)

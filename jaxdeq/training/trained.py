@@ -13,7 +13,18 @@ __all__ = ["load", "saved"]
 
 
 def saved(config: Config) -> list[int]:
-    """The steps of a run's complete checkpoints, in order."""
+    """The steps of a run's complete checkpoints, in order.
+
+    Example:
+      >>> import tempfile
+      >>> from dataclasses import replace
+      >>> from pathlib import Path
+      >>> from experiments import configs
+      >>> from jaxdeq import training
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     training.saved(replace(configs.fashion_mdeq(), work=Path(folder)))
+      []
+    """
     with Saves(config) as saves:
         return saves.steps()
 
@@ -28,6 +39,12 @@ def load(config: Config, step: int | None = None) -> Any:
 
     Raises:
       CheckpointError: no such checkpoint, or one that cannot be read.
+
+    Example:
+      >>> from experiments import configs
+      >>> from jaxdeq import training
+      >>> def classifier():  # after python -m experiments.main fashion_mdeq
+      ...     return training.load(configs.fashion_mdeq())
     """
     mesh = config.mesh.make()
     with Saves(config) as saves, jax.set_mesh(mesh):
