@@ -108,6 +108,7 @@ def host(plan: Plan) -> Iterator[Row]:
             batch=1,
             evaluation=training.Evaluation(every=0),
             checkpoints=training.Checkpoints(every=0),
+            mesh=training.Mesh(data=1),
             work=Path(folder) / "run",
         )
         training.train(config)
