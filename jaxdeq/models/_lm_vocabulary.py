@@ -17,7 +17,7 @@ from jaxdeq.models._entries import Entry
 from jaxdeq.models._lm_config import LMConfig
 from jaxdeq.models._lm_layers import small
 
-ROOM = 2**26  # logits held at once; more positions than fit are handled in turn
+ROOM = 2**24  # logits held at once; more positions than fit are handled in turn
 PARTS = 8  # of a row, of which only those with words of a rare cluster are computed
 
 
@@ -101,7 +101,7 @@ class Softmax(_Vocabulary):
         """Negative log probabilities of `words`, in nats, in the order of the positions.
 
         Of a rare cluster only the positions that have its words are computed, up to an eighth of a row
-        more. Holds no more than some 2^26 logits at once, in the backward pass too.
+        more. Holds no more than some 2^24 logits at once, in the backward pass too.
         """
         column, found = self._inside(words, 0)[1], jnp.zeros(words.shape, wide_dtype(self.dtype))
         for i in range(1, self.clusters):
