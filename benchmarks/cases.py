@@ -105,7 +105,8 @@ def overhead(plan: Plan) -> Iterator[Row]:
     """Time of a step on a state of 100 numbers, in that of a loop that only carries as much."""
     problem, steps = problems.counter(100), 1000
     names = ("Picard()", "Anderson(5)", "Broyden(10)")
-    runs = {name: contenders.forward(contenders.SOLVERS[name], problem, 0.0) for name in names}
+    solves = {name: contenders.SOLVERS[name] for name in names} | {"Picard, by hand": contenders.by_hand}
+    runs = {name: contenders.forward(solve, problem, 0.0) for name, solve in solves.items()}
     room = jnp.zeros((2, 5, *problem.z0.shape))  # as much as Anderson(5) keeps
     count = lambda carry: (carry[0] + 1, carry[1] + 1.0, carry[2])
     empty = jax.jit(lambda carry: jax.lax.while_loop(lambda c: c[0] < steps, count, carry))
@@ -114,7 +115,7 @@ def overhead(plan: Plan) -> Iterator[Row]:
     for name, run in runs.items():
         made = float(run().steps)
         each = ratio(times[name] / made, times["empty"] / steps)
-        yield Row("overhead", problem.name, name, each, 3.0, made)
+        yield Row("overhead", problem.name, name, each, 3.0 if name in names else None, made)
 
 
 def bare_loop(plan: Plan) -> Iterator[Row]:
