@@ -40,14 +40,12 @@ class Known(NamedTuple):
     """An embedded experiment.
 
     Attributes:
-      config: of the model with an equilibrium.
-      penalty: its weight, where it is penalised.
+      config: of the model with an equilibrium and the penalty.
       explicit: a network without equilibrium, of as many parameters.
       score: what it is judged by, as its task calls it.
     """
 
     config: training.Config
-    penalty: float
     explicit: ResNetConfig | TransformerXLConfig
     score: str
 
@@ -56,14 +54,14 @@ def full(name: Name) -> Known:
     """As in `experiments.configs`; the explicit networks are within 2 % of their parameters.
 
     The ResNet has 13 convolutions and a linear layer, and works on all 32 x 32 pixels. The
-    Transformer-XL has 3 layers, four times as wide inside, with the same words, memory and dropout.
+    Transformer-XL has 3 layers, four times as wide inside, with the same words, norms, memory and dropout.
     """
     if name == "fashion_mdeq":
         resnet = ResNetConfig((2, 2, 2), classes=10, width=23, small_images=True, inputs=1)
-        return Known(configs.fashion_mdeq(), 2.0, resnet, "accuracy")
+        return Known(configs.fashion_mdeq(), resnet, "accuracy")
     config = configs.sotu_transformer()
-    explicit = TransformerXLConfig(layers=3, **words(config.model, width=104, inner=416))
-    return Known(config, 1.0, explicit, "perplexity")
+    explicit = TransformerXLConfig(layers=3, **shared(config.model, width=104, inner=416))
+    return Known(config, explicit, "perplexity")
 
 
 def quick(name: Name) -> Known:
@@ -93,9 +91,9 @@ def quick(name: Name) -> Known:
     return known._replace(config=config, explicit=explicit)
 
 
-def words(config: LMConfig, **others: int) -> dict[str, Any]:
-    """The settings of a language model that do not concern its layers."""
-    names = ("vocab", "heads", "embed", "cutoffs", "divisor", "tie_projections", "memory", "dropout")
+def shared(config: LMConfig, **others: int) -> dict[str, Any]:
+    """The settings of a language model that do not concern the number and width of its layers."""
+    names = ("vocab", "heads", "embed", "cutoffs", "divisor", "tie_projections", "pre_norm", "memory", "dropout")
     return {name: getattr(config, name) for name in names} | others
 
 

@@ -63,7 +63,7 @@ def config(model: cases.Name, form: Form, seed: int, folder: Path, quick: bool =
     known = cases.quick(model) if quick else cases.full(model)
     changes: dict[str, Any] = {
         "plain": {"penalty": replace(known.config.penalty, weight=0.0)},
-        "penalised": {"penalty": replace(known.config.penalty, weight=known.penalty)},
+        "penalised": {},
         "explicit": {
             "model": known.explicit,
             "pretrain": 0,

@@ -127,6 +127,17 @@ def test_costs_are_relative_to_the_explicit_network(quick):
     assert penalised > plain > 0
 
 
+@pytest.mark.parametrize("name", cases.NAMES)
+def test_forms_of_a_model_differ_in_what_is_compared(name, tmp_path):
+    explicit, plain, penalised = (runs.config(name, form, 0, tmp_path) for form in runs.FORMS)
+    assert penalised.penalty.weight > 0 == plain.penalty.weight
+    assert replace(plain, penalty=penalised.penalty, work=penalised.work) == penalised
+    assert not explicit.implicit
+    assert cases.parameters(explicit) == pytest.approx(cases.parameters(plain), rel=0.02)
+    for setting in ("data", "optimizer", "steps", "batch", "seed"):
+        assert getattr(explicit, setting) == getattr(plain, setting)
+
+
 def test_memory_of_an_unrolled_layer_grows_with_its_length():
     config = cases.quick("sotu_transformer").config
     few, many = (measure.temporaries(config, unroll=n) for n in (2, 8))
@@ -179,17 +190,6 @@ def test_the_verdict_on_stability():
     assert "without the penalty than with it: pre-LN, 0.005, 5 (1 of 1 seeds without, 0 with)." in verdict(found)
     found |= {(one, "plain"): [bad], (one, "penalised"): [bad]}
     assert "No less often with it: post-LN, 0.001, 12 (1 of 1 seeds without, 1 with)." in verdict(found)
-
-
-@pytest.mark.parametrize("name", cases.NAMES)
-def test_explicit_networks_have_as_many_parameters(name):
-    case = cases.full(name)
-    own, other = (cases.parameters(config) for config in (case.config, replace(case.config, **explicit(case))))
-    assert other == pytest.approx(own, rel=0.02)
-
-
-def explicit(case):
-    return {"model": case.explicit, "pretrain": 0, "penalty": training.Penalty()}
 
 
 def test_cells_of_seeds():
