@@ -31,7 +31,7 @@ class Options:
 
     only: tuple[Name, ...] = ()  # cases to run, such as `--only step gradient`; all if none is named
     out: Path | None = None  # JSON file for the results
-    write: bool = False  # put the tables of this run, and pictures, into benchmarks/README.md in place of those there
+    write: bool = False  # put tables and pictures into benchmarks/README.md, in place of those of the same cases
     repetitions: int = 15  # rounds in which every contender has its turn
     sizes: Literal["laptop", "gpu", "tiny"] | None = None  # as the device is; tiny only shows that everything runs
 

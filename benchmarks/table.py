@@ -31,19 +31,26 @@ def line(row: Row) -> str:
 
 
 def insert(text: str, setting: dict, rows: list[Row], cases: dict[str, Callable]) -> str:
-    """The text with everything between the two marks made anew."""
+    """The text with the sections of these rows' cases, between the two marks, made anew; those of others stay."""
     before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{render(setting, rows, cases)}\n{END}{after}"
+    inside, _, after = rest.partition(END)
+    sections = {part.partition("\n")[0]: part.strip() for part in inside.split("### ")[1:]}
+    for case, group in groupby(rows, key=lambda row: row.case):
+        sections[case] = section(case, str(cases[case].__doc__), setting, list(group))
+    parts = [f"### {sections[case]}" for case in cases if case in sections]
+    return "\n\n".join([f"{before}{BEGIN}", *parts, f"{END}{after}"])
 
 
-def render(setting: dict, rows: list[Row], cases: dict[str, Callable]) -> str:
+def section(case: str, meaning: str, setting: dict, rows: list[Row]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items())
     where = f"{setting['processor']}, {setting['cores']} cores, load {setting['load']:.1f}"
     devices = ", ".join(f"{n} {kind}" for kind, n in Counter(setting["devices"]).items())
-    parts = [f"`{setting['command']}`, Python {setting['python']}, {versions}; {where}; devices: {devices}."]
-    for case, group in groupby(rows, key=lambda row: row.case):
-        parts += [f"### {case}", str(cases[case].__doc__), "\n".join([*HEAD, *map(line, group)])]
-        if case in plots.PICTURES:
-            parts.append(f"![{case}, the median and the quartiles]({case}.svg)")
+    parts = [
+        case,
+        meaning,
+        f"`{setting['command']}`, Python {setting['python']}, {versions}; {where}; devices: {devices}.",
+        "\n".join([*HEAD, *map(line, rows)]),
+    ]
+    if case in plots.PICTURES:
+        parts.append(f"![{case}, the median and the quartiles]({case}.svg)")
     return "\n\n".join(parts)

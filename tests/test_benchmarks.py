@@ -99,6 +99,11 @@ def test_tables_replace_the_ones_before():
     once = table.insert(run.README.read_text(), setting, [row], run.CASES)
     assert "| problem | contender | refused |" in once
     assert table.insert(once, setting, [row], run.CASES) == once
+    other = table.insert(once, setting, [row._replace(case="host", problem="loop")], run.CASES)
+    assert "| problem | contender | refused |" in other  # a case that was not run keeps its table
+    assert [other.count(f"### {case}\n") for case in ("step", "host")] == [1, 1]
+    assert other.partition(table.BEGIN)[0] == once.partition(table.BEGIN)[0]
+    assert other.partition(table.END)[2] == once.partition(table.END)[2]
 
 
 def test_pictures(tmp_path):
