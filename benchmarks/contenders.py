@@ -17,10 +17,11 @@ class Answer(NamedTuple):
     steps: Any  # evaluations of `f`
 
 
+MOST = 1000  # evaluations, if nothing else is said
 Solve = Callable[[Callable, Any, Any, float], Answer]  # (f, z0, params, rtol), differentiable by params
 
 
-def ours(solver: Any, max_steps: int = 1000) -> Solve:
+def ours(solver: Any, max_steps: int = MOST) -> Solve:
     def solve(f, z0, params, rtol):
         z, stats = jaxdeq.fixed_point(f, z0, params, solver=solver, rtol=rtol, max_steps=max_steps)
         return Answer(z, stats.steps)
@@ -28,7 +29,7 @@ def ours(solver: Any, max_steps: int = 1000) -> Solve:
     return solve
 
 
-def by_rows(solver: Any, max_steps: int = 1000) -> Solve:
+def by_rows(solver: Any, max_steps: int = MOST) -> Solve:
     """Each row a problem with a stop of its own; `steps` has a number for each."""
 
     def solve(f, z0, params, rtol):
@@ -78,7 +79,7 @@ def bare(problem: Problem) -> Callable[[], Any]:
 
 
 def by_hand(f, z0, params, rtol):
-    """What no solver of this kind can be faster than: plain steps, a relative residual, the best iterate."""
+    """Plain steps, their relative residual and the best iterate, and nothing else."""
 
     def step(carry):
         steps, z, best, lowest = carry
@@ -87,7 +88,7 @@ def by_hand(f, z0, params, rtol):
         return steps + 1, fz, jnp.where(residual < lowest, z, best), jnp.minimum(residual, lowest)
 
     start = (jnp.int32(0), z0, z0, jnp.float32(jnp.inf))
-    steps, _, best, _ = jax.lax.while_loop(lambda c: (c[0] < 1000) & (c[3] > rtol), step, start)
+    steps, _, best, _ = jax.lax.while_loop(lambda c: (c[0] < MOST) & (c[3] > rtol), step, start)
     return Answer(best, steps)
 
 

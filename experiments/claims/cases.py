@@ -93,7 +93,18 @@ def quick(name: Name) -> Known:
 
 def shared(config: LMConfig, **others: int) -> dict[str, Any]:
     """The settings of a language model that do not concern the number and width of its layers."""
-    names = ("vocab", "heads", "embed", "cutoffs", "divisor", "tie_projections", "pre_norm", "memory", "dropout")
+    names = (
+        "vocab",
+        "heads",
+        "embed",
+        "cutoffs",
+        "divisor",
+        "tie_projections",
+        "pre_norm",
+        "memory",
+        "init_std",
+        "dropout",
+    )
     return {name: getattr(config, name) for name in names} | others
 
 

@@ -53,7 +53,6 @@ def sotu_transformer() -> Config:
 
     python -m experiments.main sotu_transformer --penalty.weight 0 --work work/sotu_transformer_plain
     """
-    backward = adjoints.Implicit(solver=solvers.Broyden(history=13), max_steps=14)
     return Config(
         model=DEQTransformerConfig(
             vocab=15_059,
@@ -65,16 +64,17 @@ def sotu_transformer() -> Config:
             divisor=2,
             tie_projections=(False, True, True),
             memory=64,
+            init_std=0.05,
             dropout=0.05,
-            adjoint=backward,
+            adjoint=adjoints.Implicit(solver=solvers.Broyden(history=13), max_steps=14),
             max_steps=12,
         ),
         task=LanguageModelling(),
         data=StateOfTheUnion(length=64),
         optimizer=Adam(Cosine(1e-3, warmup=200, first_at_peak=True), clip=0.25),
-        steps=12_000,
+        steps=13_000,
         batch=16,
-        pretrain=2400,
+        pretrain=4500,
         penalty=Penalty(0.3, 0.35),
         budget=Budget((-2, 0)),
         evaluation=Evaluation(every=1000, batch=16),

@@ -16,7 +16,7 @@ from jaxdeq.models._axes import CHANNELS, INNER, whole
 from jaxdeq.models._entries import Entry
 from jaxdeq.models._lm_config import LMConfig
 from jaxdeq.models._lm_feed_forward import FeedForward
-from jaxdeq.models._lm_layers import dropout, layer_norm, linear_entries, normalised_linear, small, weights
+from jaxdeq.models._lm_layers import dropout, initial, layer_norm, linear_entries, normalised_linear, weights
 
 
 class Memory(NamedTuple):
@@ -89,8 +89,9 @@ class Attention(nnx.Module):
         width, self.heads = config.width, config.heads
         each = (self.heads, width // self.heads)
         dtype = jnp.dtype(config.param_dtype)
-        self.content_bias = nnx.Param(small(rngs.params(), each, dtype))
-        self.position_bias = nnx.Param(small(rngs.params(), each, dtype))
+        init = initial(config)
+        self.content_bias = nnx.Param(init(rngs.params(), each, dtype))
+        self.position_bias = nnx.Param(init(rngs.params(), each, dtype))
         self.inputs = normalised_linear(width, 3 * width, config, rngs, bias=False)
         self.distances = normalised_linear(width, width, config, rngs, bias=False)
         self.output = normalised_linear(width, width, config, rngs, axes=(INNER, CHANNELS))

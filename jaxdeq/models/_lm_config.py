@@ -40,6 +40,9 @@ class LMConfig:
         the rest is computed anew, at the cost of one more product. `"all"`; `"active"`, which units
         were active, a byte each and enough for products with the Jacobian; `"nothing"`. On a CPU, XLA
         undoes it with `parts=1`.
+      init_std: standard deviation of what word vectors, projections, the injection and the biases of
+        attention start from, a normal distribution. The reference's is 0.01, at a width of 700; a model
+        160 wide learns faster from 0.05. Weight-normalised layers start from PyTorch's default.
       dropout: the rate of all dropout but that of attention weights.
       attention_dropout: the rate for attention weights.
       dtype: of matrix products and of an injection. The layers' outputs, attention weights,
@@ -72,6 +75,7 @@ class LMConfig:
     memory: int = 150
     parts: int = 1
     keep: str = "all"
+    init_std: float = 0.01
     dropout: float = 0.0
     attention_dropout: float = 0.0
     dtype: str = "float32"
@@ -82,6 +86,7 @@ class LMConfig:
             check.count(name, getattr(self, name))
         for name in ("tie_tables", "pre_norm", "weight_norm"):
             check.flag(name, getattr(self, name))
+        check.nonnegative("init_std", self.init_std)
         for name in ("dropout", "attention_dropout"):
             rate = getattr(self, name)
             check.nonnegative(name, rate)

@@ -17,8 +17,12 @@ from jaxdeq.nn import VariationalDropout, WeightNorm
 EPS = 1e-5  # of layer normalisation, as in PyTorch
 LONGEST = 10_000.0  # wavelength of positions, in units of 2 pi
 
-small = nnx.initializers.normal(0.01)
 _default = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's, bounded by fan_in^(-1/2)
+
+
+def initial(config: LMConfig) -> nnx.Initializer:
+    """What all that is not weight-normalised starts from."""
+    return nnx.initializers.normal(config.init_std)
 
 
 class Buffer(nnx.Variable):
@@ -39,10 +43,10 @@ def linear(
     rngs: nnx.Rngs,
     *,
     bias: bool = True,
-    init: nnx.Initializer = small,
+    init: nnx.Initializer | None = None,
     axes: tuple[str | None, str | None] = (CHANNELS, None),
 ) -> nnx.Linear:
-    """A linear layer that starts from N(0, 0.01) and zeros.
+    """A linear layer that starts from `init`, the configuration's if None, and zeros.
 
     `axes` names its inputs and outputs, for rules that lay it out on a mesh.
     """
@@ -52,7 +56,7 @@ def linear(
         use_bias=bias,
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.dtype(config.param_dtype),
-        kernel_init=init,
+        kernel_init=init or initial(config),
         kernel_metadata=named(*axes),
         rngs=rngs,
     )
@@ -63,7 +67,7 @@ def normalised_linear(
 ) -> nnx.Linear | WeightNorm:
     """A linear layer, weight-normalised if the configuration says so; `settings` as for `linear`.
 
-    It then starts from PyTorch's default, not from N(0, 0.01): the reference draws that too, but
+    It then starts from PyTorch's default, not as others do: the reference draws that too, but
     into a kernel that is computed anew from lengths and directions before each use.
     """
     if not config.weight_norm:

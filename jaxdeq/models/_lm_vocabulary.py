@@ -15,7 +15,7 @@ from jaxdeq.models import _entries
 from jaxdeq.models._axes import CHANNELS, named, whole
 from jaxdeq.models._entries import Entry
 from jaxdeq.models._lm_config import LMConfig
-from jaxdeq.models._lm_layers import small
+from jaxdeq.models._lm_layers import initial
 
 ROOM = 2**24  # logits held at once; more positions than fit are handled in turn
 PARTS = 8  # of a row, of which only those with words of a rare cluster are computed
@@ -198,7 +198,7 @@ def _drawer(config, rngs):
     def draw(shape):
         # One axis may be spread: words, or a projection's width. What no mesh can divide stays whole.
         axis = CHANNELS if shape[0] % 8 == 0 else None
-        return nnx.Param(small(rngs.params(), shape, dtype), **named(axis, None))
+        return nnx.Param(initial(config)(rngs.params(), shape, dtype), **named(axis, None))
 
     return draw
 

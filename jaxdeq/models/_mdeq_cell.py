@@ -9,7 +9,9 @@ from flax import nnx
 from jaxdeq.models._axes import CHANNELS, INNER
 from jaxdeq.models._entries import Entry
 from jaxdeq.models._mdeq_config import Branch, MDEQConfig
-from jaxdeq.models._mdeq_layers import GroupNorm, conv, conv_entries, normalised_conv, resize_nearest
+from jaxdeq.models._mdeq_layers import conv, conv_entries, normalised_conv
+from jaxdeq.models._mdeq_norms import GroupNorm
+from jaxdeq.models._resize import resize_nearest
 from jaxdeq.nn import VariationalDropout
 
 Branches = tuple[jax.Array, ...]  # [B, H / 2^i, W / 2^i, C_i], finest first

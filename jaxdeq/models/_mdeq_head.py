@@ -10,7 +10,8 @@ from jaxdeq._tree import wide
 from jaxdeq.models._axes import CHANNELS
 from jaxdeq.models._entries import Entry
 from jaxdeq.models._mdeq_config import Branch, MDEQConfig
-from jaxdeq.models._mdeq_layers import ConvNorm, conv, conv_entries, linear, linear_entries, resize_bilinear
+from jaxdeq.models._mdeq_layers import ConvNorm, conv, conv_entries, linear, linear_entries
+from jaxdeq.models._resize import resize_bilinear
 
 WIDENING = 4  # of a bottleneck: outputs for each channel inside
 

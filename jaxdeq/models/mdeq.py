@@ -17,7 +17,7 @@ from jaxdeq.models._entries import Entry
 from jaxdeq.models._mdeq_cell import Branches, Cell
 from jaxdeq.models._mdeq_config import Branch, MDEQConfig
 from jaxdeq.models._mdeq_head import ClassifierHead, SegmenterHead, Stem
-from jaxdeq.models._mdeq_layers import resize_bilinear
+from jaxdeq.models._resize import resize_bilinear
 from jaxdeq.nn import DEQ
 
 __all__ = ["Branch", "MDEQClassifier", "MDEQConfig", "MDEQOutput", "MDEQSegmenter", "resize_bilinear"]

@@ -82,7 +82,7 @@ class TransformerXL(nnx.Module):
     softmax are the same. Each layer sees what came into it at earlier positions, as memory.
     Backpropagation holds what all layers computed. Against the original: layer normalisations have
     no scales and offsets, output projections have offsets, each layer has its own attention
-    biases, and weights start from N(0, 0.01).
+    biases, and other weights start from N(0, init_std).
 
     Args:
       config: see there; `jaxdeq.models.transformer_xl_wt103` is of the paper's size.

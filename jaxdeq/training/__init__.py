@@ -6,7 +6,8 @@ from jaxdeq.training._hosts import Hosts
 from jaxdeq.training._mesh import Mesh
 from jaxdeq.training._optimizer import SGD, Adam, Cosine, Optimizer
 from jaxdeq.training._plan import Budget, Penalty
-from jaxdeq.training._tasks import Classification, LanguageModelling, Outcome, Segmentation, Task
+from jaxdeq.training._task import Outcome, Task
+from jaxdeq.training._tasks import Classification, LanguageModelling, Segmentation
 from jaxdeq.training.loop import Diverged, train
 from jaxdeq.training.trained import load, saved
 

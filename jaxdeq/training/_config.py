@@ -11,7 +11,8 @@ from jaxdeq.training._hosts import Hosts
 from jaxdeq.training._mesh import Mesh
 from jaxdeq.training._optimizer import Optimizer
 from jaxdeq.training._plan import Budget, Penalty
-from jaxdeq.training._tasks import ModelConfig, Task
+from jaxdeq.training._task import Task
+from jaxdeq.training._tasks import ModelConfig
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ from jaxdeq.training._config import Config
 from jaxdeq.training._mesh import IN_USE, ROWS, place, place_rows
 from jaxdeq.training._plan import Plan
 from jaxdeq.training._state import State, plan_state, reseed, split, structure
-from jaxdeq.training._tasks import Batch
+from jaxdeq.training._task import Batch
 
 Measures = dict[str, Array]
 

@@ -17,7 +17,8 @@ from jaxdeq import adjoints, solvers  # noqa: F401, for the printed configuratio
 from jaxdeq.models import Branch, MDEQClassifier, MDEQConfig, MDEQSegmenter, mdeq_configs, resize_bilinear
 from jaxdeq.models._mdeq_cell import Block
 from jaxdeq.models._mdeq_head import SegmenterHead
-from jaxdeq.models._mdeq_layers import BatchNorm, GroupNorm, conv, linear, normalised_conv
+from jaxdeq.models._mdeq_layers import conv, linear, normalised_conv
+from jaxdeq.models._mdeq_norms import BatchNorm, GroupNorm
 from jaxdeq.solvers import Anderson, Broyden  # noqa: F401
 from tests.models.mdeq_recording import cross_entropy
 

@@ -385,15 +385,17 @@ def test_parameters_of_the_paper():
         assert size(nnx.eval_shape(lambda c=config: DEQTransformerLM(c, rngs=nnx.Rngs(0)))) == 97_691_888
 
 
-def test_where_weights_start():
-    model = DEQTransformerLM(replace(PLAIN, width=64, embed=64, inner=256), rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("init_std", [0.01, 0.05])
+def test_where_weights_start(init_std):
+    config = replace(PLAIN, width=64, embed=64, inner=256, init_std=init_std)
+    model = DEQTransformerLM(config, rngs=nnx.Rngs(0))
     attention, feed_forward = model.deq.cell.attention, model.deq.cell.feed_forward
     for layer, fan_in in ((attention.inputs, 64), (feed_forward.narrow, 256)):
         kernel = layer.kernel()
         assert 0.95 < jnp.abs(kernel).max() * fan_in**0.5 <= 1.0001
         np.testing.assert_allclose(kernel.std() * fan_in**0.5, 3**-0.5, rtol=0.05)
     for variable in (model.injection.kernel, model.embedding.tables[0], attention.content_bias):
-        np.testing.assert_allclose(variable[...].std(), 0.01, rtol=0.2)
+        np.testing.assert_allclose(variable[...].std(), init_std, rtol=0.2)
     assert not feed_forward.widen.layer.bias[...].any()
     assert not model.softmax.biases[0][...].any()
 
