@@ -5,6 +5,10 @@ import os
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,26 @@ def finish(process: subprocess.Popen, seconds: float = 300) -> str:
     said, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, said
     return said
+
+
+def elsewhere(run: Callable[..., Any], *args: Any) -> Any:
+    """`run(*args)` in a new process, with its result or error and its warnings here.
+
+    For reads and writes that fail: orbax leaves others of the same checkpoint unawaited, and Python complains of
+    these much later, in whichever test runs then.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        result, told = pool.submit(_heard, run, *args).result()
+    for message in told:
+        warnings.warn(message, stacklevel=2)
+    return result
+
+
+def _heard(run: Callable[..., Any], *args: Any) -> tuple[Any, list[str]]:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        result = run(*args)
+    return result, [str(each.message) for each in told if each.category is UserWarning]
 
 
 def wait_for(work: Path, step: int, process: subprocess.Popen) -> None:

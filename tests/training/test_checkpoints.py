@@ -17,13 +17,9 @@ from jaxdeq.training._start import start_from
 from jaxdeq.training._state import create
 from jaxdeq.training._step import Programs
 from tests.training import tiny
-from tests.training.processes import arrays, records, same
+from tests.training.processes import arrays, elsewhere, records, same
 
-# Where a file is damaged, orbax leaves other reads of the same folder behind.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.xdist_group("checkpoints"),
-]
+pytestmark = pytest.mark.xdist_group("checkpoints")
 
 KEPT = replace(tiny.TEXT, checkpoints=Checkpoints(every=2, keep=4))
 
@@ -73,7 +69,7 @@ def test_damaged_checkpoints_are_put_aside(whole, cut):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
     with pytest.warns(UserWarning, match=r"cannot be read .* going on from step 4"):
-        tiny.run(KEPT, cut)
+        elsewhere(tiny.run, KEPT, cut)
     assert (cut / "unreadable" / "6" / "state").is_dir()
     same(arrays(cut, 8), arrays(whole[1], 8))
 
@@ -82,7 +78,7 @@ def test_only_damaged_checkpoints(cut):
     for path in (cut / "checkpoints").glob("*/state/manifest.ocdbt"):
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"none of the checkpoints in .* can be read: .* move that folder away"):
-        tiny.run(KEPT, cut)
+        elsewhere(tiny.run, KEPT, cut)
     assert sorted(path.name for path in (cut / "checkpoints").iterdir()) == ["2", "4"]
 
 

@@ -10,13 +10,7 @@ import pytest
 from jaxdeq.training import CheckpointError, Diverged, Penalty
 from jaxdeq.training._log import Watch
 from tests.training import tiny
-from tests.training.processes import arrays, records
-
-# What orbax leaves behind where it cannot write.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::pytest.PytestUnhandledThreadExceptionWarning"
-)
-
+from tests.training.processes import arrays, elsewhere, records
 
 @dataclass(frozen=True)
 class Filling(tiny.Patches):
@@ -30,19 +24,11 @@ class Filling(tiny.Patches):
         return super().make(seed, batch, weighted)
 
 
-@pytest.fixture
-def limit():
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_full_disk(limit, tmp_path):
+def test_a_full_disk(tmp_path):
     """And once there is room again, the run goes on."""
     full = replace(tiny.EXPLICIT, data=Filling())
     with pytest.raises(CheckpointError, match=r"could not be written .* steps \[2(, 4)?\] are intact; make room"):
-        tiny.run(full, tmp_path / "full")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        elsewhere(tiny.run, full, tmp_path / "full")
     with pytest.warns(UserWarning, match="goes on with other settings: .*data.full.*5 -> 100"):
         assert tiny.run(replace(full, data=Filling(full=100)), tmp_path / "full")["finished"]
 
