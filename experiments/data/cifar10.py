@@ -4,19 +4,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import grain
 import numpy as np
 
 from experiments.data.augment import Augmentation
-from experiments.data.batches import Batch, Host, in_order, shuffled
-from experiments.data.images import Images, evaluated, kept
+from experiments.data.batches import Batch
+from experiments.data.images import Images, InMemory
 from experiments.data.records import Records, pixels
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 @dataclass(frozen=True)
-class Cifar10:
+class Cifar10(InMemory):
     """Colour images of 32 x 32 of ten kinds of animals and vehicles, 50,000 and 10,000, from TensorFlow Datasets.
 
     All are decoded at the start (150 MB). Augmented as in the reference: shifted by up to 4 pixels each way, which
@@ -34,19 +33,6 @@ class Cifar10:
     classes = 10
     channels = 3
     size = 32
-
-    def train(self, batch: int, seed: int, host: Host | None = None) -> grain.IterDataset:
-        images, _ = kept(self.images("train"), self.held_out)
-        make = lambda examples, draws: self.batch(images, examples, draws if self.augment else None)
-        return shuffled(make, len(images.labels), batch, seed, Augmentation.DRAWS, host=host)
-
-    def evaluate(self, split: str, batch: int, host: Host | None = None) -> grain.IterDataset:
-        images = evaluated(self.images, self.held_out, split)
-        make = lambda examples, draws: self.batch(images, examples, draws)
-        return in_order(make, len(images.labels), batch, host=host)
-
-    def steps_per_epoch(self, batch: int) -> int:
-        return -(-(len(self.records("train")) - self.held_out) // batch)
 
     def records(self, split: str) -> Records:
         return Records("cifar10", split, self.folder, ["image"])

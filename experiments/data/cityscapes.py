@@ -1,22 +1,19 @@
 """Cityscapes: streets seen from a car, each pixel with its class."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import grain
 import numpy as np
 import PIL.Image
 
 from experiments.data.augment import normalised
-from experiments.data.batches import Batch, Host, Reading, check_split, in_order, shuffled
+from experiments.data.batches import Batch, Make, Reading
 from experiments.data.imagenet import MEAN, STD
-from experiments.data.records import Records, picture
+from experiments.data.records import Records, Streamed, picture
 
 SOURCE = "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip of https://www.cityscapes-dataset.com"
 IGNORE = 255
 SCALES = np.arange(5, 22) / 10
-DRAWS = 4  # scale, place, flip
 
 # The classes that count, by their number in the data, with their weight in the loss: that of HRNet's code,
 # which the reference has taken over.
@@ -47,7 +44,7 @@ CLASS_WEIGHTS = np.array([weight for _, weight in CLASSES.values()], np.float32)
 
 
 @dataclass(frozen=True)
-class Cityscapes:
+class Cityscapes(Streamed):
     """Images of 2048 x 1024 with 19 classes of pixels, 2,975 and 500, from TensorFlow Datasets.
 
     In training scaled by 0.5 to 2.1, cropped and flipped every other time; in evaluation whole. What a crop has
@@ -64,26 +61,15 @@ class Cityscapes:
     augment: bool = True  # scale and flip the training images; if not, only crop them
     reading: Reading = Reading(threads=0)
 
+    DRAWS = 4  # scale, place, flip
     classes = len(CLASSES)
     channels = 3
-
-    def train(self, batch: int, seed: int, host: Host | None = None) -> grain.IterDataset:
-        records = self.records("train")
-        return shuffled(self.make(records), len(records), batch, seed, DRAWS, self.reading, host)
-
-    def evaluate(self, split: str, batch: int, host: Host | None = None) -> grain.IterDataset:
-        check_split(split)
-        records = self.records("validation")
-        return in_order(self.make(records), len(records), batch, self.reading, host)
-
-    def steps_per_epoch(self, batch: int) -> int:
-        return -(-len(self.records("train")) // batch)
 
     def records(self, split: str) -> Records:
         images = ["image_left", "segmentation_label"]
         return Records("cityscapes/semantic_segmentation", split, self.folder, images, SOURCE)
 
-    def make(self, records: Records) -> Callable[[np.ndarray, np.ndarray | None], Batch]:
+    def make(self, records: Records) -> Make:
         """See `batches.Make`."""
 
         def batch(examples: np.ndarray, draws: np.ndarray | None) -> Batch:

@@ -1,28 +1,25 @@
 """ImageNet, decoded as it is read."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import grain
 import numpy as np
 import PIL.Image
 
 from experiments.data.augment import normalised
-from experiments.data.batches import Batch, Host, Reading, check_split, in_order, shuffled
-from experiments.data.records import Records, picture
+from experiments.data.batches import Batch, Make, Reading
+from experiments.data.records import Records, Streamed, picture
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SOURCE = "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar of https://image-net.org"
 TRIES = 10
-DRAWS = 2 * TRIES + 3  # area and ratio of each try, place, flip
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower
 
 
 @dataclass(frozen=True)
-class ImageNet:
+class ImageNet(Streamed):
     """Colour images of 1,000 classes, 1,281,167 and 50,000, from TensorFlow Datasets.
 
     In training a random part of the image, stretched to a square, and flipped every other time; in evaluation the
@@ -39,25 +36,14 @@ class ImageNet:
     augment: bool = True  # the training images; if not, they are treated as in evaluation
     reading: Reading = Reading(threads=0)
 
+    DRAWS = 2 * TRIES + 3  # area and ratio of each try, place, flip
     classes = 1000
     channels = 3
-
-    def train(self, batch: int, seed: int, host: Host | None = None) -> grain.IterDataset:
-        records = self.records("train")
-        return shuffled(self.make(records), len(records), batch, seed, DRAWS, self.reading, host)
-
-    def evaluate(self, split: str, batch: int, host: Host | None = None) -> grain.IterDataset:
-        check_split(split)
-        records = self.records("validation")
-        return in_order(self.make(records), len(records), batch, self.reading, host)
-
-    def steps_per_epoch(self, batch: int) -> int:
-        return -(-len(self.records("train")) // batch)
 
     def records(self, split: str) -> Records:
         return Records("imagenet2012", split, self.folder, ["image"], SOURCE)
 
-    def make(self, records: Records) -> Callable[[np.ndarray, np.ndarray | None], Batch]:
+    def make(self, records: Records) -> Make:
         """See `batches.Make`."""
 
         def batch(examples: np.ndarray, draws: np.ndarray | None) -> Batch:
@@ -97,7 +83,7 @@ def middle(shape: tuple[int, int], size: int, resized: int) -> Box:
 
 
 def random_part(shape: tuple[int, int], draws: np.ndarray) -> Box:
-    """8 to 100 % of the area, sides 3:4 to 4:3, anywhere; after ten misses the middle. `draws` [DRAWS].
+    """8 to 100 % of the area, sides 3:4 to 4:3, anywhere; after ten misses the middle. `draws` [ImageNet.DRAWS].
 
     References:
       Szegedy et al., "Going Deeper with Convolutions", CVPR 2015.

@@ -2,7 +2,6 @@
 
 import gzip
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +34,45 @@ class Images(NamedTuple):
         return Images(self.images[count:], self.labels[count:])
 
 
+class InMemory:
+    """What data sets of small images share. They have `images`, `batch` and these settings."""
+
+    augment: bool
+    held_out: int
+
+    def images(self, split: str) -> Images:
+        """Those of "train" or "test"."""
+        raise NotImplementedError
+
+    def batch(self, images: Images, examples: np.ndarray, draws: np.ndarray | None) -> Batch:
+        """See `batches.Make`."""
+        raise NotImplementedError
+
+    def train(self, batch: int, seed: int, host: Host | None = None) -> grain.IterDataset:
+        images, _ = self.kept()
+        make = lambda examples, draws: self.batch(images, examples, draws if self.augment else None)
+        return shuffled(make, len(images.labels), batch, seed, Augmentation.DRAWS, host=host)
+
+    def evaluate(self, split: str, batch: int, host: Host | None = None) -> grain.IterDataset:
+        check_split(split)
+        images = self.kept()[1] if split == "valid" and self.held_out else self.images("test")
+        make = lambda examples, draws: self.batch(images, examples, draws)
+        return in_order(make, len(images.labels), batch, host=host)
+
+    def steps_per_epoch(self, batch: int) -> int:
+        return -(-len(self.kept()[0].labels) // batch)
+
+    def kept(self) -> tuple[Images, Images]:
+        """The training images, and those of them that are held out."""
+        images = self.images("train")
+        count = len(images.labels)
+        if not 0 <= self.held_out < count:
+            raise ValueError(
+                f"held_out must be from 0 to {count - 1}, for there are {count} training images; got {self.held_out}"
+            )
+        return images.first(count - self.held_out), images.but_first(count - self.held_out)
+
+
 @lru_cache(maxsize=1)
 def fashion_mnist() -> tuple[Images, Images]:
     """10,000 images to train on and 2,000 to test on; see embedded/README.md."""
@@ -46,7 +84,7 @@ def fashion_mnist() -> tuple[Images, Images]:
 
 
 @dataclass(frozen=True)
-class FashionMNIST:
+class FashionMNIST(InMemory):
     """Grey images of 28 x 28 of ten kinds of clothes: 12,000 ship with the project.
 
     Raises:
@@ -71,19 +109,6 @@ class FashionMNIST:
         """Pixels a side."""
         return 28 + 2 * self.pad
 
-    def train(self, batch: int, seed: int, host: Host | None = None) -> grain.IterDataset:
-        images, _ = kept(self.images("train"), self.held_out)
-        make = lambda examples, draws: self.batch(images, examples, draws if self.augment else None)
-        return shuffled(make, len(images.labels), batch, seed, Augmentation.DRAWS, host=host)
-
-    def evaluate(self, split: str, batch: int, host: Host | None = None) -> grain.IterDataset:
-        images = evaluated(self.images, self.held_out, split)
-        make = lambda examples, draws: self.batch(images, examples, draws)
-        return in_order(make, len(images.labels), batch, host=host)
-
-    def steps_per_epoch(self, batch: int) -> int:
-        return -(-(len(self.images("train").labels) - self.held_out) // batch)
-
     def images(self, split: str) -> Images:
         train, test = fashion_mnist() if self.part == "12k" else idx(self.folder)
         return train if split == "train" else test
@@ -92,22 +117,6 @@ class FashionMNIST:
         augment = Augmentation(self.shift, self.flip, self.erase, self.pad)
         pixels = augment(images.images[examples][..., None], draws, mean=0.2860, std=0.3530)
         return {"images": pixels, "labels": images.labels[examples]}
-
-
-def kept(train: Images, held_out: int) -> tuple[Images, Images]:
-    """The training images, and those of them that are held out."""
-    count = len(train.labels)
-    if not 0 <= held_out < count:
-        raise ValueError(
-            f"held_out must be from 0 to {count - 1}, for there are {count} training images; got {held_out}"
-        )
-    return train.first(count - held_out), train.but_first(count - held_out)
-
-
-def evaluated(images: Callable[[str], Images], held_out: int, split: str) -> Images:
-    """The images of "valid" or "test", from a reader of "train" and "test"."""
-    check_split(split)
-    return kept(images("train"), held_out)[1] if split == "valid" and held_out else images("test")
 
 
 @lru_cache(maxsize=1)

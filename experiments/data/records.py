@@ -5,8 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import grain
 import numpy as np
 import PIL.Image
+
+from experiments.data.batches import Host, Make, Reading, check_split, in_order, shuffled
 
 FOUND_NOTHING = (AssertionError, FileNotFoundError, NotADirectoryError, NotImplementedError, ValueError)
 
@@ -52,6 +55,33 @@ class Records:
                 f"record {example} of {self.name}, split {self.split!r}, {place(self.folder)}, is broken "
                 f"({type(error).__name__}: {error}): prepare the data set anew"
             ) from error
+
+
+class Streamed:
+    """What data sets share that decode images as they read them. They have `records`, `make` and these settings."""
+
+    DRAWS: int  # random numbers an example
+    reading: Reading
+
+    def records(self, split: str) -> Records:
+        """Those of "train" or "validation"."""
+        raise NotImplementedError
+
+    def make(self, records: Records) -> Make:
+        """Batches of them."""
+        raise NotImplementedError
+
+    def train(self, batch: int, seed: int, host: Host | None = None) -> grain.IterDataset:
+        records = self.records("train")
+        return shuffled(self.make(records), len(records), batch, seed, self.DRAWS, self.reading, host)
+
+    def evaluate(self, split: str, batch: int, host: Host | None = None) -> grain.IterDataset:
+        check_split(split)
+        records = self.records("validation")
+        return in_order(self.make(records), len(records), batch, self.reading, host)
+
+    def steps_per_epoch(self, batch: int) -> int:
+        return -(-len(self.records("train")) // batch)
 
 
 def advice(name: str, split: str, folder: Path | None, source: str | None) -> str:

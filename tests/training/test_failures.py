@@ -12,6 +12,7 @@ from jaxdeq.training._log import Watch
 from tests.training import tiny
 from tests.training.processes import arrays, elsewhere, records
 
+
 @dataclass(frozen=True)
 class Filling(tiny.Patches):
     """In batch `full` and later ones, no file can grow beyond 4 KiB."""

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from benchmarks import prepared
 from experiments.data import Cifar10, Cityscapes, ImageNet, Reading
-from experiments.data.cityscapes import CLASS_WEIGHTS, DRAWS, TRAIN_IDS, random_crop
+from experiments.data.cityscapes import CLASS_WEIGHTS, TRAIN_IDS, random_crop
 from experiments.data.imagenet import middle, random_part
 from experiments.data.records import Records
 from tests.experiments.data.reading import ALONE, PAIR, assert_equal, assert_restores, first, together
@@ -202,7 +202,7 @@ def test_small_scales_fill_up():
 def test_scales_are_even_from_half_to_twice_and_a_little():
     ramp = np.repeat(np.repeat(np.arange(256, dtype=np.uint8), 4)[:, None, None], 2048, 1)
     example = {"image_left": ramp.repeat(3, -1), "segmentation_label": ramp}
-    data, scales, draws = Cityscapes(crop=(8, 400)), [], np.random.default_rng(0).random((170, DRAWS))
+    data, scales, draws = Cityscapes(crop=(8, 400)), [], np.random.default_rng(0).random((170, Cityscapes.DRAWS))
     for draw in draws:
         image, _ = data.example(example, draw)
         rise = (image[-10, 0, 0] - image[10, 0, 0]) * 0.229 * 255
