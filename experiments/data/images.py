@@ -2,6 +2,7 @@
 
 import gzip
 import zlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,19 +35,19 @@ class Images(NamedTuple):
         return Images(self.images[count:], self.labels[count:])
 
 
-class InMemory:
-    """What data sets of small images share. They have `images`, `batch` and these settings."""
+class InMemory(ABC):
+    """What data sets of small images share that are held in memory."""
 
     augment: bool
     held_out: int
 
+    @abstractmethod
     def images(self, split: str) -> Images:
         """Those of "train" or "test"."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batch(self, images: Images, examples: np.ndarray, draws: np.ndarray | None) -> Batch:
         """See `batches.Make`."""
-        raise NotImplementedError
 
     def train(self, batch: int, seed: int, host: Host | None = None) -> grain.IterDataset:
         images, _ = self.kept()

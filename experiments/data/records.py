@@ -1,6 +1,7 @@
 """Examples of TensorFlow Datasets, read from array_record files without TensorFlow."""
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,19 +58,19 @@ class Records:
             ) from error
 
 
-class Streamed:
-    """What data sets share that decode images as they read them. They have `records`, `make` and these settings."""
+class Streamed(ABC):
+    """What data sets share that decode images as they read them."""
 
     DRAWS: int  # random numbers an example
     reading: Reading
 
+    @abstractmethod
     def records(self, split: str) -> Records:
         """Those of "train" or "validation"."""
-        raise NotImplementedError
 
+    @abstractmethod
     def make(self, records: Records) -> Make:
-        """Batches of them."""
-        raise NotImplementedError
+        """What makes batches of them."""
 
     def train(self, batch: int, seed: int, host: Host | None = None) -> grain.IterDataset:
         records = self.records("train")

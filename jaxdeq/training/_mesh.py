@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
@@ -109,3 +110,22 @@ def check_rows(batch: int, accumulate: int, mesh: jax.sharding.Mesh) -> None:
             f"batch must be a multiple of {parts}: of data x fsdp devices ({mesh.shape['data']} x "
             f"{mesh.shape['fsdp']}) and of accumulate ({accumulate}); got {batch}"
         )
+
+
+def cut_rows(tree: Any, count: int, mesh: jax.sharding.Mesh) -> Any:
+    """Parts of a batch along a new first axis: rows 0, n, 2n.. and so on, so that each stays on its device."""
+    lies = NamedSharding(mesh, P(None, *ROWS))
+
+    def cut(x):
+        if not x.ndim:
+            return jnp.broadcast_to(x, (count,))
+        x = jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
+        return jax.lax.with_sharding_constraint(x, lies)
+
+    return jax.tree.map(cut, tree)
+
+
+def join_rows(tree: Any) -> Any:
+    """The opposite."""
+    join = lambda x: x[0] if x.ndim == 1 else jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+    return jax.tree.map(join, tree)

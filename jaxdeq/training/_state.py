@@ -96,3 +96,13 @@ def reseed(random: Any, key: jax.Array) -> Any:
     is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     fresh = [jax.random.fold_in(key, i) if is_key(x) else jnp.zeros(x.shape, x.dtype) for i, x in enumerate(leaves)]
     return treedef.unflatten(fresh)
+
+
+def averaged(ema: Any, now: Any, step: jax.Array, most: float) -> Any:
+    """Moving averages one step on. They decay by `most`, by less in the first steps; integers are taken over."""
+    t = step.astype(jnp.float32)
+    decay = jnp.minimum(jnp.float32(most), (1 + t) / (10 + t))
+    wide = lambda x: x.astype(jnp.float32)
+    mix = lambda old, new: (decay * wide(old) + (1 - decay) * wide(new)).astype(new.dtype)
+    is_number = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+    return jax.tree.map(lambda old, new: mix(old, new) if is_number(new) else new, ema, now)

@@ -12,14 +12,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from jaxdeq import BackwardStats, Stats, Status
+from jaxdeq import BackwardStats
 from jaxdeq.training._config import Config
-from jaxdeq.training._mesh import IN_USE, ROWS, place, place_rows
+from jaxdeq.training._measures import Measures, by_row, summary
+from jaxdeq.training._mesh import IN_USE, cut_rows, join_rows, place, place_rows
 from jaxdeq.training._plan import Plan
-from jaxdeq.training._state import State, plan_state, reseed, split, structure
+from jaxdeq.training._state import State, averaged, plan_state, reseed, split, structure
 from jaxdeq.training._task import Batch
-
-Measures = dict[str, Array]
 
 
 class Programs:
@@ -88,7 +87,7 @@ class Programs:
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it
             directions, moments = config.optimizer.directions().update(grads, state.moments, state.params)
         params = jax.tree.map(lambda p, d: p - (rate * d).astype(p.dtype), state.params, directions)
-        ema = self._average(state.ema, (params, rest), state.step)
+        ema = averaged(state.ema, (params, rest), state.step, config.ema) if config.ema else ()
         return State(state.step + 1, params, rest, moments, ema, carry), measures
 
     def _differentiate(self, params, rest, batch, carry, key, weight, max_steps, *, unrolled, penalised):
@@ -103,13 +102,13 @@ class Programs:
             grads, measures, rest, carry = one(rest, *part)
             return (jax.tree.map(jnp.add, total, (grads, measures)), rest), carry
 
-        parts = (self._cut((batch, carry)), jax.random.split(key, count))
+        parts = (cut_rows((batch, carry), count, self.mesh), jax.random.split(key, count))
         parts = (*parts[0], parts[1])
         first = jax.tree.map(lambda x: x[0], parts)
         shapes = jax.eval_shape(one, rest, *first)[:2]
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         (total, rest), carry = lax.scan(body, (zeros, rest), parts)
-        return *jax.tree.map(lambda x: x / count, total), rest, self._join(carry)
+        return *jax.tree.map(lambda x: x / count, total), rest, join_rows(carry)
 
     def _one(self, params, weight, max_steps, unrolled, penalised, rest, batch, carry, key):
         """Gradients and measures of one part."""
@@ -127,7 +126,9 @@ class Programs:
                 solve["tap"] = tap
             out = self.config.task.apply(model, batch, carry, **solve)
             measures = {name: x / out.sums["weight"] for name, x in out.sums.items() if x.ndim == 0}
-            measures |= {"loss": out.loss, **_forward(out.output.stats)}
+            measures["loss"] = out.loss
+            if out.output.stats is not None:
+                measures |= summary("forward", out.output.stats)
             total = out.loss
             if self._may_penalise(unrolled):
                 measures["penalty"] = out.output.penalty if penalised else jnp.float32(jnp.nan)
@@ -141,7 +142,7 @@ class Programs:
         differentiate = jax.grad(objective, argnums=(0, 1), has_aux=True)
         (grads, backward), (measures, rest, carry) = differentiate(params, tap)
         if "tap" in solve:
-            measures |= _summarise("backward", backward)
+            measures |= summary("backward", backward)
         return grads, measures, rest, carry
 
     def _model(self, params, rest, key=None):
@@ -164,41 +165,13 @@ class Programs:
             return {}
         return {"unroll": model.unroll} if unrolled else {"max_steps": max_steps}
 
-    def _average(self, ema, now, step):
-        if not self.config.ema:
-            return ()
-        t = step.astype(jnp.float32)
-        decay = jnp.minimum(jnp.float32(self.config.ema), (1 + t) / (10 + t))
-        wide = lambda x: x.astype(jnp.float32)
-        mix = lambda old, new: (decay * wide(old) + (1 - decay) * wide(new)).astype(new.dtype)
-        is_number = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
-        return jax.tree.map(lambda old, new: mix(old, new) if is_number(new) else new, ema, now)
-
-    def _cut(self, tree):
-        """Parts of a batch along a new first axis: rows 0, n, 2n.. and so on, so that each stays on its device."""
-        count = self.config.accumulate
-        lies = NamedSharding(self.mesh, P(None, *ROWS))
-
-        def cut(x):
-            if not x.ndim:
-                return jnp.broadcast_to(x, (count,))
-            x = jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
-            return lax.with_sharding_constraint(x, lies)
-
-        return jax.tree.map(cut, tree)
-
-    def _join(self, tree):
-        """The opposite."""
-        join = lambda x: x[0] if x.ndim == 1 else jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
-        return jax.tree.map(join, tree)
-
     def _compile_evaluate(self, unrolled):
         def evaluate(weights, batch, carry):
             out = self._apply(weights, batch, carry, unrolled)
             sums = dict(out.sums)
             if out.output.stats is not None:
                 rows = batch["weights"].reshape(len(batch["weights"]), -1).max(axis=1)
-                sums |= {name: jnp.sum(rows * x) for name, x in _rows(out.output.stats, rows).items()}
+                sums |= {name: jnp.sum(rows * x) for name, x in by_row(out.output.stats, rows).items()}
             return sums, out.carry
 
         def compiled(weights, batch, carry):
@@ -223,26 +196,3 @@ class Programs:
         if "max_steps" in solve and evaluation.rtol:
             solve["rtol"] = evaluation.rtol
         return self.config.task.apply(self._model(params, rest), batch, carry, **solve)
-
-
-def _forward(stats: Stats | None) -> Measures:
-    return {} if stats is None else _summarise("forward", stats)
-
-
-def _summarise(name: str, stats: Stats | BackwardStats) -> Measures:
-    """Means over a batch, and the steps of its slowest member: how long the batch took."""
-    steps, status = (x.astype(jnp.float32) for x in (stats.steps, stats.status))
-    return {
-        f"{name}_steps": jnp.mean(steps),
-        f"{name}_longest": jnp.max(steps),
-        f"{name}_residual": jnp.mean(stats.residual),
-        f"{name}_converged": jnp.mean((status == Status.CONVERGED).astype(jnp.float32)),
-        f"{name}_failed": jnp.mean((status == Status.NONFINITE).astype(jnp.float32)),
-    }
-
-
-def _rows(stats: Stats, like: Array) -> Measures:
-    """Steps, residual and convergence of each row."""
-    spread = lambda x: jnp.broadcast_to(x.astype(jnp.float32), like.shape)
-    values = {"rows": jnp.ones_like(like), "steps": stats.steps, "residual": stats.residual}
-    return {f"forward_{name}": spread(x) for name, x in {**values, "converged": stats.converged}.items()}
