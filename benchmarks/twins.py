@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 
 from benchmarks import models
+from jaxdeq import solvers
 from jaxdeq.models import (
     DEQTransformerLM,
     MDEQClassifier,
@@ -60,7 +61,9 @@ def small_text(tiny: bool) -> Twins:
 
 def small_images(tiny: bool) -> Twins:
     batch = 2 if tiny else 16
-    deq = replace(mdeq_configs.cifar10_tiny(), max_steps=2 if tiny else 8, dropout=0.0)
+    steps = 2 if tiny else 8
+    solver = solvers.Broyden(history=steps)  # as long as the budget, as in the paper's models
+    deq = replace(mdeq_configs.cifar10_tiny(), solver=solver, max_steps=steps, dropout=0.0)
     explicit = ResNetConfig((1,) if tiny else (2, 2, 2), 10, width=8 if tiny else 16, small_images=True)
     return images(f"images, {batch} x 32 x 32", deq, explicit, batch, 8 if tiny else 32)
 
