@@ -1,7 +1,7 @@
 """The solvers against other libraries': the same problem, to the same residual, in the same run."""
 
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +39,7 @@ def gradient(plan: Plan) -> Iterator[Row]:
 
 
 def race(plan: Plan, what: str) -> Iterator[Row]:
-    for make in PROBLEMS[plan.sizes]:
+    for make in problems.ALL[plan.sizes]:
         problem, found = prepare(make)
         runs = {name: getattr(c, what) for name, c in found.items() if c}
         times = interleave({"f": contenders.bare(problem), **runs}, plan.repetitions)
@@ -50,34 +50,6 @@ def race(plan: Plan, what: str) -> Iterator[Row]:
                 each = ratio(times[name], times["f"])
                 target = TARGETS.get((what, problem.name, name))
                 yield Row(what, problem.name, name, each, target, *facts(problem, c.answer), c.error)
-
-
-def million(batch: int = 1024) -> Problem:
-    return problems.dense(batch, 1024)._replace(name="a million unknowns")
-
-
-PROBLEMS: dict[str, list[Callable[[], Problem]]] = {
-    "tiny": [partial(problems.dense, 4, 16)],
-    "laptop": [
-        partial(problems.dense, 64, 256),
-        partial(problems.dense, 64, 1024),
-        partial(problems.dense, 64, 4096),
-        partial(problems.attention, 8, 64, 128),
-        partial(problems.images, 8, 32, 24),
-        million,
-        partial(problems.stiff, 64, 512),
-        partial(problems.mixed, 64, 256),
-    ],
-    "gpu": [
-        partial(problems.dense, 64, 1024),
-        partial(problems.dense, 1024, 4096),
-        partial(problems.attention, 32, 256, 512),
-        partial(problems.images, 32, 56, 64),
-        million,
-        partial(problems.stiff, 64, 512),
-        partial(problems.mixed, 64, 256),
-    ],
-}
 
 
 @cache

@@ -11,6 +11,7 @@ import numpy as np
 
 import jaxdeq
 from benchmarks import contenders, peers, problems
+from benchmarks.problems import Problem
 from benchmarks.timing import Ratio, exactly, interleave, ratio
 
 RTOL = 1e-5
@@ -53,40 +54,38 @@ def step(plan: Plan) -> Iterator[Row]:
 
 
 def compile(plan: Plan) -> Iterator[Row]:
-    """Time to trace and compile a solve and its gradient, in that of `f` and its vjp, as one or each alone."""
-    problem = problems.attention(2, 4, 8, heads=2) if plan.tiny else problems.attention(8, 64, 128)
-    value = lambda apply: lambda params, z0: jnp.sum(apply(lambda z, p: problem.f(z, p), z0, params))
-    gradient = lambda apply, by: jax.value_and_grad(value(apply), by)
+    """Time to trace and compile a solve and its gradient, in that of `f` and of its vjp."""
+    value = lambda apply: lambda problem: lambda params, z0: jnp.sum(apply(problem.f, z0, params))
+    gradient = lambda apply, by: lambda problem: jax.value_and_grad(value(apply)(problem), by)
     bare = lambda f, z, p: f(z, p)
 
-    def compiling(*programs: Callable) -> Callable[[], object]:
+    def compiling(problem: Problem, *programs: Callable) -> Callable[[], object]:
         def run():
             jax.clear_caches()
-            return [jax.jit(program).lower(problem.params, problem.z0).compile() for program in programs]
+            return [jax.jit(program(problem)).lower(problem.params, problem.z0).compile() for program in programs]
 
         return run
 
     everyone = contenders.DEFAULT | peers.installed()
     solves = {name: lambda f, z, p, s=solve: s(f, z, p, RTOL).z for name, solve in everyone.items()}
-    runs = {
-        name: compiling(gradient(solve, 0))
-        for name, solve in (solves | {"two bare loops": contenders.two_loops}).items()
-    }
-    units = {"as one": compiling(gradient(bare, (0, 1))), "each alone": compiling(value(bare), gradient(bare, (0, 1)))}
-    times = interleave({**units, **runs}, plan.repetitions, shortest=0.0)
-    for name in runs:
+    solves["two bare loops"] = contenders.two_loops
+    for make in problems.ALL[plan.sizes]:
+        problem = make()
+        runs = {name: compiling(problem, gradient(solve, 0)) for name, solve in solves.items()}
+        units = {"": compiling(problem, value(bare), gradient(bare, (0, 1)))}
+        if problem.kind == "attention":
+            units[", both in one program"] = compiling(problem, gradient(bare, (0, 1)))
+        times = interleave({**units, **runs}, plan.repetitions, shortest=0.0)
         for unit in units:
-            each = ratio(times[name], times[unit])
-            yield Row(
-                "compile", problem.name, f"{name}, f and vjp {unit}", each, 1.5 if name in contenders.DEFAULT else None
-            )
+            for name in runs:
+                target = 1.5 if problem.kind == "attention" and name in contenders.DEFAULT else None
+                yield Row("compile", f"{problem.name}{unit}", name, ratio(times[name], times[unit]), target)
 
 
 def memory(plan: Plan) -> Iterator[Row]:
     """Temporary bytes of the gradient of `f` and of a solve, in those of one state; not a time."""
-    problem = problems.dense(4, 16) if plan.tiny else problems.dense(64, 1024)
 
-    def temporaries(solve: Callable) -> int:
+    def temporaries(problem: Problem, solve: Callable) -> int:
         loss = lambda params, z0: jnp.sum(solve(problem.f, z0, params) ** 2)
         compiled = jax.jit(jax.grad(loss)).lower(problem.params, problem.z0).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -95,10 +94,12 @@ def memory(plan: Plan) -> Iterator[Row]:
     applied = {"f": lambda f, z, p: f(z, p), **{f"Anderson(), max_steps={n}": solved(n) for n in (10, 1000)}}
     for name, solve in peers.installed().items():
         applied[name] = lambda f, z, p, s=solve: s(f, z, p, RTOL).z
-    sizes = {name: temporaries(apply) / problem.z0.nbytes for name, apply in applied.items()}
     few, many = (f"Anderson(), max_steps={n}" for n in (10, 1000))
-    for name, size in sizes.items():
-        yield Row("memory", problem.name, name, exactly(size), sizes[few] if name == many else None)
+    for make in problems.ALL[plan.sizes]:
+        problem = make()
+        sizes = {name: temporaries(problem, apply) / problem.z0.nbytes for name, apply in applied.items()}
+        for name, size in sizes.items():
+            yield Row("memory", problem.name, name, exactly(size), sizes[few] if name == many else None)
 
 
 def overhead(plan: Plan) -> Iterator[Row]:
@@ -145,11 +146,11 @@ def imports(plan: Plan) -> Iterator[Row]:
     yield Row("imports", "import", "jaxdeq", ratio(ours, unit), 1.15)
 
 
-def facts(problem: problems.Problem, answer: contenders.Answer) -> tuple[float, float]:
+def facts(problem: Problem, answer: contenders.Answer) -> tuple[float, float]:
     return float(answer.steps), problems.residual(problem, answer.z)
 
 
-def checked(problem: problems.Problem, answer: contenders.Answer, time: Ratio) -> Ratio | None:
+def checked(problem: Problem, answer: contenders.Answer, time: Ratio) -> Ratio | None:
     """The time, if the answer is one."""
     return time if problems.residual(problem, answer.z) <= 1.05 * RTOL else None
 

@@ -1,6 +1,7 @@
 """What is solved."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -108,6 +109,34 @@ def mixed(batch: int, width: int, hardest: float = 0.98) -> Problem:
 def counter(size: int) -> Problem:
     """Never converges, and costs next to nothing: what is left is the solver."""
     return Problem(f"{size} numbers", lambda z, step: z + step, jnp.ones(size), jnp.zeros(size))
+
+
+def million(batch: int = 1024) -> Problem:
+    return dense(batch, 1024)._replace(name="a million unknowns")
+
+
+ALL: dict[str, list[Callable[[], Problem]]] = {  # by size
+    "tiny": [partial(dense, 4, 16)],
+    "laptop": [
+        partial(dense, 64, 256),
+        partial(dense, 64, 1024),
+        partial(dense, 64, 4096),
+        partial(attention, 8, 64, 128),
+        partial(images, 8, 32, 24),
+        million,
+        partial(stiff, 64, 512),
+        partial(mixed, 64, 256),
+    ],
+    "gpu": [
+        partial(dense, 64, 1024),
+        partial(dense, 1024, 4096),
+        partial(attention, 32, 256, 512),
+        partial(images, 32, 56, 64),
+        million,
+        partial(stiff, 64, 512),
+        partial(mixed, 64, 256),
+    ],
+}
 
 
 def residual(problem: Problem, z: jax.Array) -> float:

@@ -44,7 +44,9 @@ def training_step(plan: Plan) -> Iterator[Row]:
         *ours, other = found.times
         for name in ours:
             each = ratio(found.times[name], found.times[other])
-            yield Row("training_step", twins.name, name, each, twins.target if name == AVERAGE else None)
+            yield Row(
+                "training_step", twins.name, name, each, twins.target if name == AVERAGE and not twins.small else None
+            )
 
 
 def step_memory(plan: Plan) -> Iterator[Row]:
@@ -53,7 +55,7 @@ def step_memory(plan: Plan) -> Iterator[Row]:
         *ours, other = found.steps
         for name in ours:
             size = exactly(found.steps[name].temporaries / found.steps[other].temporaries)
-            yield Row("step_memory", twins.name, name, size, 0.5 if name == "DEQ" else None)
+            yield Row("step_memory", twins.name, name, size, 0.5 if name == "DEQ" and not twins.small else None)
 
 
 def penalty(plan: Plan) -> Iterator[Row]:
@@ -105,7 +107,7 @@ def measure(twins: Twins, repetitions: int) -> Measured:
         "DEQ, unrolled": (twins.deq, {"unroll": twins.budget}),
         "explicit": (twins.explicit, {}),
     }
-    if not twins.unrolled:
+    if not twins.small:
         del programs["DEQ, unrolled"]
     steps = {name: step(build, twins, **options) for name, (build, options) in programs.items()}
     times = interleave({name: each.run for name, each in steps.items()}, repetitions)

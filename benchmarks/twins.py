@@ -40,9 +40,9 @@ class Twins(NamedTuple):
     units: int  # images or tokens in a batch
     unit: str
     dtype: str
-    target: float  # of the time of a step
+    target: float  # of the time of a step, at the paper's sizes
     frequency: float  # of steps with the Jacobian penalty, as in the paper's code
-    unrolled: bool  # whether there is memory for all applications
+    small: bool  # no size of the paper: held to no target, and there is memory to unroll all applications
 
 
 def pairs(sizes: str) -> list[Twins]:

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from benchmarks import against, batches, cases, compare, data, devices, plots, run, steps, table
+from benchmarks import against, batches, cases, compare, data, devices, plots, problems, run, steps, table
 from benchmarks.timing import Ratio, exactly
 
 TINY = cases.Plan(1, "tiny")
@@ -37,7 +37,7 @@ def test_training_steps_on_a_device_whose_peak_is_known(monkeypatch):
 
 
 def test_wrong_answers_are_refused():
-    problem = against.PROBLEMS["tiny"][0]()
+    problem = problems.ALL["tiny"][0]()
     g, exact = against.gradient_of(problem)
     lazy = lambda f, z0, params, rtol: against.Answer(f(z0, params), 1)
     assert against.compiled(lazy, problem, g, exact, against.LOOSER) is None

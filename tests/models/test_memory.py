@@ -2,12 +2,9 @@
 
 from dataclasses import replace
 
-import jax
-import jax.numpy as jnp
 import pytest
-from flax import nnx
 
-from benchmarks.models import LENGTH, SMALL, temporaries
+from benchmarks.models import LENGTH, SMALL, language, temporaries, vision
 from jaxdeq.models import (
     Branch,
     DEQTransformerLM,
@@ -24,25 +21,16 @@ IMAGES = MDEQConfig((Branch(8, 4), Branch(16, 4)), classes=3, groups=4, expansio
 @pytest.mark.slow
 def test_wt103_takes_less_than_half_of_a_transformer_xl():
     config = replace(transformer_configs.wt103_reg(), memory=LENGTH)
-    assert temporaries(DEQTransformerLM, config) < 0.5 * temporaries(TransformerXL, transformer_xl_wt103())
+    layers = temporaries(*language(TransformerXL, transformer_xl_wt103()))
+    assert temporaries(*language(DEQTransformerLM, config)) < 0.5 * layers
 
 
 def test_a_transformers_step_does_not_grow_with_the_budget():
-    sizes = [temporaries(DEQTransformerLM, replace(SMALL, max_steps=budget)) for budget in (3, 300)]
+    sizes = [temporaries(*language(DEQTransformerLM, replace(SMALL, max_steps=budget))) for budget in (3, 300)]
     assert sizes[0] == sizes[1] > 0
 
 
 def test_a_multiscale_models_step_does_not_grow_with_the_budget():
-    def size(budget):
-        model = nnx.eval_shape(lambda: MDEQClassifier(replace(IMAGES, max_steps=budget), rngs=nnx.Rngs(0)))
-        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-
-        def loss(params, rest, images):
-            out = nnx.merge(graphdef, params, rest, copy=True)(images, key=jax.random.key(0))
-            return jnp.sum(out.logits**2) + out.penalty
-
-        images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
-        compiled = jax.jit(jax.grad(loss)).lower(params, rest, images).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    assert size(3) == size(300) > 0
+    pixels = (2, 8, 8, 3)
+    sizes = [temporaries(*vision(MDEQClassifier, replace(IMAGES, max_steps=budget), pixels)) for budget in (3, 300)]
+    assert sizes[0] == sizes[1] > 0
