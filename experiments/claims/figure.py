@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from jaxdeq.plot import INK, style
 
@@ -77,5 +78,6 @@ def fill(axes: Any, panel: Panel) -> None:
         axes.axvline(mark, color=INK, lw=0.8, ls=":")
     if panel.log:
         axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.9)))  # most panels span less than a decade
     axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
     style(axes)

@@ -171,4 +171,11 @@ def panel(setting: Setting, name: str, kind: str, found: dict[tuple[Setting, str
         for run in found[setting, form]
     ]
     marks = (found[setting, "plain"][0].config.pretrain,)
-    return Panel(str(setting), "step of training (count)", figures.label(name), curves, log=name != "loss", marks=marks)
+    return Panel(
+        str(setting),
+        "step of training (count)",
+        figures.label(name),
+        curves,
+        log=name == "forward_residual",
+        marks=marks,
+    )
