@@ -55,7 +55,8 @@ def step(plan: Plan) -> Iterator[Row]:
 
 def compile(plan: Plan) -> Iterator[Row]:
     """Time to trace and compile a solve and its gradient, in that of `f` and of its vjp."""
-    value = lambda apply: lambda problem: lambda params, z0: jnp.sum(apply(problem.f, z0, params))
+    # With a function of its own each time, which no library has traced before.
+    value = lambda apply: lambda problem: lambda params, z0: jnp.sum(apply(lambda z, p: problem.f(z, p), z0, params))
     gradient = lambda apply, by: lambda problem: jax.value_and_grad(value(apply)(problem), by)
     bare = lambda f, z, p: f(z, p)
 

@@ -115,6 +115,7 @@ def million(batch: int = 1024) -> Problem:
     return dense(batch, 1024)._replace(name="a million unknowns")
 
 
+ANYWHERE: list[Callable[[], Problem]] = [million, partial(stiff, 64, 512), partial(mixed, 64, 256)]
 ALL: dict[str, list[Callable[[], Problem]]] = {  # by size
     "tiny": [partial(dense, 4, 16)],
     "laptop": [
@@ -123,18 +124,14 @@ ALL: dict[str, list[Callable[[], Problem]]] = {  # by size
         partial(dense, 64, 4096),
         partial(attention, 8, 64, 128),
         partial(images, 8, 32, 24),
-        million,
-        partial(stiff, 64, 512),
-        partial(mixed, 64, 256),
+        *ANYWHERE,
     ],
     "gpu": [
         partial(dense, 64, 1024),
         partial(dense, 1024, 4096),
         partial(attention, 32, 256, 512),
         partial(images, 32, 56, 64),
-        million,
-        partial(stiff, 64, 512),
-        partial(mixed, 64, 256),
+        *ANYWHERE,
     ],
 }
 

@@ -36,6 +36,7 @@ def test_lose_one_and_go_on_twice(whole):
     second.send_signal(signal.SIGTERM)
     assert all("'finished': False" in finish(process) for process in (first, second))
     stopped = max(record["step"] for record in records(work))
+    assert (work / "checkpoints" / str(stopped)).exists()
     first, second = both(work)
     wait_for(work, stopped + 25, first)
     for process in (second, first):
