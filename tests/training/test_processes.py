@@ -32,7 +32,7 @@ def test_lose_one_and_go_on_twice(whole):
     """Told to stop, both save the same step. Killed, the other one would wait until its heartbeats are missed."""
     work = whole.parent / "lost"
     first, second = both(work)
-    wait_for(work, 25, first)
+    wait_for(work, 35, first)
     second.send_signal(signal.SIGTERM)
     assert all("'finished': False" in finish(process) for process in (first, second))
     stopped = max(record["step"] for record in records(work))
