@@ -55,7 +55,7 @@ class Saves:
         self.config = config
         self.folder = config.work.absolute() / "checkpoints"
         try:
-            self.manager = ocp.CheckpointManager(self.folder, options=_options(config), item_names=ITEMS)
+            self.manager = _Manager(self.folder, options=_options(config), item_names=ITEMS)
         except OSError as error:
             raise CheckpointError(f"cannot write to {self.folder}: {error}; choose another folder by --work") from error
 
@@ -181,6 +181,18 @@ class Saves:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("unreadable checkpoints are put aside")
         self.manager.reload()
+
+
+class _Manager(ocp.CheckpointManager):
+    """Does not ask JAX whether the run is to stop.
+
+    JAX takes the step last asked about for the one that the process has reached. Orbax asks about a save's step once
+    that save is written, when the run is further: processes told to stop just then would agree on a step that one of
+    them has passed, and the others wait for it.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 def _options(config):

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -15,20 +16,17 @@ class Interrupts:
 
     In a run of several processes JAX itself sees to it that all stop after the same step, for
     SIGTERM, which a scheduler sends.
-
-    Args:
-      manager: orbax's, which asks JAX.
     """
 
-    def __init__(self, manager: Any):
-        self.manager = manager
+    def __init__(self) -> None:
         self.several = jax.process_count() > 1
-        self.told = False
+        self.told, self.times = False, 0
         self.before: dict[int, Any] = {}
 
-    def asked(self, step: int) -> bool:
-        """Whether to stop after this step."""
-        return self.manager.reached_preemption(step) if self.several else self.told
+    def asked(self) -> bool:
+        """Whether to stop here; to be called after each step, by nobody else, and first before them all."""
+        self.times += 1  # JAX counts too, and from 0: told before the first call, processes agree on 1
+        return ocp.multihost.reached_preemption(self.times) if self.several else self.told
 
     def __enter__(self) -> "Interrupts":
         if not self.several and threading.current_thread() is threading.main_thread():

@@ -92,8 +92,8 @@ class _Run:
         if self.step:
             records.say(f"going on from step {self.step}")
         try:
-            with Interrupts(self.saves.manager) as interrupts:
-                while self.step < config.steps and not interrupts.asked(self.step):
+            with Interrupts() as interrupts:
+                while self.step < config.steps and not interrupts.asked():
                     self._one_step()
             if finished := self.step >= config.steps:
                 results = self._finish()

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from jaxdeq.models import to_torch_state_dict
 from jaxdeq.training import CheckpointError, Checkpoints, Evaluation, Mesh, Penalty
+from jaxdeq.training._checkpoint import Saves
 from jaxdeq.training._start import start_from
 from jaxdeq.training._state import create
 from jaxdeq.training._step import Programs
@@ -117,6 +119,17 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot write to .*; choose another folder by --work"):
         tiny.run(tiny.TEXT, tmp_path / "file" / "work")
+
+
+def test_a_save_does_not_ask_whether_to_stop(tmp_path, monkeypatch):
+    """JAX takes the step last asked about for where the run is, and a save ends when the run is further."""
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    config, mesh = replace(tiny.TEXT, work=tmp_path), tiny.TEXT.mesh.make()
+    with jax.set_mesh(mesh), Saves(config) as saves:
+        saves.save(create(config, mesh), iter(config.data.train(config.batch, 0)), 3, None)
+    assert (tmp_path / "checkpoints" / "3").exists()
+    assert asked == []
 
 
 def test_radii_and_profiles_on_request(tmp_path):
