@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-from benchmarks import models
 from jaxdeq import solvers
 from jaxdeq.models import (
+    DEQTransformerConfig,
     DEQTransformerLM,
     MDEQClassifier,
     ResNet,
@@ -26,6 +26,12 @@ from jaxdeq.models import (
     transformer_configs,
     transformer_xl_wt103,
 )
+
+LENGTH = 150  # tokens of a segment, as in the paper
+BATCH = 14  # sequences a device, as in the paper
+SIDE = 224  # of an image of ImageNet, in pixels
+
+SMALL = DEQTransformerConfig(vocab=40, width=16, heads=2, inner=32, embed=16, memory=6)
 
 
 class Twins(NamedTuple):
@@ -54,7 +60,7 @@ def pairs(sizes: str) -> list[Twins]:
 def small_text(tiny: bool) -> Twins:
     batch, length, width, inner = (2, 8, 16, 96) if tiny else (8, 64, 128, 2800)
     common = {"vocab": 200, "width": width, "heads": 4, "embed": width, "memory": length, "dropout": 0.0}
-    deq = replace(models.SMALL, **common, inner=inner, max_steps=3 if tiny else 12)
+    deq = replace(SMALL, **common, inner=inner, max_steps=3 if tiny else 12)
     explicit = TransformerXLConfig(**common, inner=4 * width, layers=2 if tiny else 4)
     return text(f"language model, {batch} x {length} x {width}", deq, explicit, batch, length)
 
@@ -70,13 +76,13 @@ def small_images(tiny: bool) -> Twins:
 
 def imagenet(dtype: str) -> Twins:
     deq = replace(mdeq_configs.imagenet_small_reg(), dtype=dtype, max_steps=14)
-    return images(f"ImageNet, 32 x 224 x 224, {dtype}", deq, replace(resnet101(), dtype=dtype), 32, 224)
+    return images(f"ImageNet, 32 x {SIDE} x {SIDE}, {dtype}", deq, replace(resnet101(), dtype=dtype), 32, SIDE)
 
 
 def wikitext(dtype: str) -> Twins:
     deq = replace(transformer_configs.wt103_reg(), dtype=dtype, parts=1)
     explicit = replace(transformer_xl_wt103(), dtype=dtype)
-    return text(f"WikiText-103, {models.BATCH} x {models.LENGTH}, {dtype}", deq, explicit, models.BATCH, models.LENGTH)
+    return text(f"WikiText-103, {BATCH} x {LENGTH}, {dtype}", deq, explicit, BATCH, LENGTH)
 
 
 def text(name: str, deq: Any, explicit: Any, batch: int, length: int) -> Twins:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.models import LENGTH, SMALL, language, temporaries, vision
+from benchmarks.memory import language, temporaries, vision
+from benchmarks.twins import LENGTH, SMALL
 from jaxdeq.models import (
     Branch,
     DEQTransformerLM,

@@ -1,4 +1,4 @@
-"""What the models' layers cost beside their products, and how much memory a training step takes.
+"""What the models' layers cost beside their products.
 
 A layer's time is that of a solve with a few steps: with the solver and the residual tests, and in training
 mode, so with dropout's masks, but without normalising weights, which a solve does once. Its products are the
@@ -8,7 +8,7 @@ resizing and no sums of branches.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import reduce
 from itertools import combinations, pairwise
 from typing import Any
@@ -16,38 +16,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax import lax
 
 from benchmarks.cases import Plan, Row
-from benchmarks.timing import exactly, interleave, ratio
+from benchmarks.timing import interleave, ratio
+from benchmarks.twins import BATCH, LENGTH, SIDE, SMALL
 from jaxdeq import solvers
 from jaxdeq.models import (
     DEQTransformerConfig,
     DEQTransformerLM,
-    LMConfig,
     MDEQClassifier,
     MDEQConfig,
-    ResNet,
-    ResNetConfig,
-    TransformerXL,
-    TransformerXLConfig,
     mdeq_configs,
-    resnet101,
     transformer_configs,
-    transformer_xl_wt103,
 )
 
-LENGTH = 150  # tokens of a segment, as in the paper
-BATCH = 14  # sequences a device, as in the paper
 STEPS = 2  # of a timed solve
 ROUNDS = 5  # at most: one takes half a minute
-
-IMAGES = 4
-SIDE = 224  # of an image of ImageNet, in pixels
-
-SMALL = DEQTransformerConfig(vocab=40, width=16, heads=2, inner=32, embed=16, memory=6)
+IMAGES = 4  # in a batch
 
 
 def layer(plan: Plan) -> Iterator[Row]:
@@ -67,54 +54,6 @@ def layer(plan: Plan) -> Iterator[Row]:
     times = interleave(runs, min(plan.repetitions, 4 * ROUNDS))
     name = f"imagenet_small, {images} x {side} x {side}"
     yield Row("layer", name, config.dtype, ratio(times["layer"], times["products"]), 1.1)
-
-
-def training(plan: Plan) -> Iterator[Row]:
-    """Temporary bytes of a training step's gradient, in those of a model of layers; compiled, not run."""
-    text = SMALL if plan.tiny else replace(transformer_configs.wt103_reg(), memory=LENGTH)
-    layers = TransformerXLConfig(layers=18, **common(SMALL)) if plan.tiny else transformer_xl_wt103()
-    unit = temporaries(*language(TransformerXL, layers))
-    for budget in (text.max_steps, 2 * text.max_steps):
-        size = temporaries(*language(DEQTransformerLM, replace(text, max_steps=budget))) / unit
-        name = f"{BATCH} x {LENGTH} + {text.memory}, beside a Transformer-XL of {layers.layers} layers"
-        yield Row("training", name, f"DEQ-Transformer, {budget} steps", exactly(size), 0.5)
-    pixels = (2, 16, 16, 3) if plan.tiny else (2 * BATCH, SIDE, SIDE, 3)
-    image = mdeq_configs.cifar10_tiny() if plan.tiny else mdeq_configs.imagenet_small_reg()
-    layers = ResNetConfig((1,), 10, width=8, small_images=True) if plan.tiny else resnet101()
-    unit = temporaries(*vision(ResNet, layers, pixels))
-    for budget in (image.max_steps, 2 * image.max_steps):
-        size = temporaries(*vision(MDEQClassifier, replace(image, max_steps=budget), pixels)) / unit
-        name = f"{' x '.join(map(str, pixels[:-1]))}, beside {'a small ResNet' if plan.tiny else 'ResNet-101'}"
-        yield Row("training", name, f"MDEQ, {budget} steps", exactly(size), 0.5)
-
-
-def common(config: LMConfig) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in fields(LMConfig)}
-
-
-def language(build: Callable[..., Any], config: LMConfig) -> tuple[Any, ...]:
-    """A model, its loss, and what that is a function of, but for the numbers."""
-    model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
-    tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
-    memory = jax.eval_shape(lambda: model.empty_memory(BATCH))
-    loss = lambda model, tokens, memory: jnp.mean(model(tokens, targets=tokens, memory=memory).losses)
-    return model, loss, tokens, memory
-
-
-def vision(build: Callable[..., Any], config: Any, pixels: tuple[int, ...]) -> tuple[Any, ...]:
-    """Likewise, of a classifier of images."""
-    model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-    loss = lambda model, images, labels: jnp.mean(cross_entropy(model(images).logits, labels))
-    return model, loss, jax.ShapeDtypeStruct(pixels, jnp.float32), jax.ShapeDtypeStruct(pixels[:1], jnp.int32)
-
-
-def temporaries(model: Any, loss: Callable[..., Any], *inputs: Any) -> int:
-    """Bytes that the compiled gradient takes beside parameters, inputs and results."""
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    of = lambda params, rest, *inputs: loss(nnx.merge(graphdef, params, rest, copy=True), *inputs)
-    compiled = jax.jit(jax.value_and_grad(of)).lower(params, rest, *inputs).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
 
 
 def solve(config: DEQTransformerConfig, batch: int) -> Callable[[], Any]:
@@ -218,4 +157,4 @@ def convolutions(config: MDEQConfig, batch: int, side: int) -> Callable[[], Any]
     return lambda: repeat(start, blocks, downs, ups, lasts)
 
 
-CASES: dict[str, Callable[[Plan], Iterator[Row]]] = {case.__name__: case for case in (layer, training)}
+CASES: dict[str, Callable[[Plan], Iterator[Row]]] = {layer.__name__: layer}
