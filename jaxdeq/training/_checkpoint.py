@@ -10,7 +10,7 @@ import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from grain.checkpoint import CheckpointRestore, CheckpointSave
+from grain.checkpoint import CheckpointSave
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
@@ -112,15 +112,9 @@ class Saves:
         """
         failed: dict[int, str] = {}
         for step in reversed(self.steps()):
-            changes = {}
-            try:
-                changes = self._changes(step)
-                state = self.load(step, like)
-                self._seek(step, data)
-            except CheckpointError:
-                raise
-            except Exception as error:  # whatever orbax and its libraries raise for a damaged file
-                failed[step] = _first_line(error) + (f" (settings that differ: {changes})" if changes else "")
+            state, changes, problem = self._read(step, like, data)
+            if np.any(multihost_utils.process_allgather(np.bool_(problem != ""))):  # all go on from the same step
+                failed[step] = problem or "by another process"
                 continue
             self._put_aside(failed, step)
             if changes:
@@ -133,12 +127,28 @@ class Saves:
             )
         return None
 
+    def _read(self, step, like, data):
+        """The state, the settings that differ, and what this process could not read, if anything."""
+        changes: dict[str, str] = {}
+        try:
+            changes = self._changes(step)
+            state = self.load(step, like)
+            self._seek(step, data)
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever orbax and its libraries raise for a damaged file
+            return None, changes, _first_line(error) + (f" (settings that differ: {changes})" if changes else "")
+        return state, changes, ""
+
     def load(self, step: int, like: State) -> State:
         """The state of one checkpoint, without further checks."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(_with_size(like)))
-        saved = self.manager.restore(step, args=args)["state"]
+        saved = self._item(step, "state", ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(_with_size(like)))
         whole = lambda x, found: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding) if found is None else found
         return jax.tree.map(whole, like, saved)
+
+    def _item(self, step, name, handler, args):
+        """One part of a checkpoint. Not by the manager: it waits for processes that may have failed to read theirs."""
+        return handler.restore(self.folder / str(step) / name, args=args)
 
     def best(self) -> int | None:
         """The step of the best checkpoint, if any was scored."""
@@ -150,8 +160,7 @@ class Saves:
 
     def _changes(self, step):
         """What differs from the settings that the checkpoint was made with, but for what every run may change."""
-        args = ocp.args.Composite(config=ocp.args.JsonRestore())
-        old = self.manager.restore(step, args=args)["config"]
+        old = self._item(step, "config", ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
         changes = differences(old, json.loads(json.dumps(describe(self.config))))
         told = {n: f"{a!r} -> {b!r}" for n, (a, b) in changes.items() if n.split(".")[0] not in FREE}
         if any(f"{part}.type" in told for part in ("model", "task", "data")):
@@ -162,10 +171,8 @@ class Saves:
         """Sets the position in the data, which is the same on all hosts, however many there were."""
         folder = self.folder / str(step) / "data"
         own = folder / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-        if own.exists():
-            self.manager.restore(step, args=ocp.args.Composite(data=CheckpointRestore(data)))
-        else:
-            data.set_state(json.loads(next(iter(sorted(folder.glob("process_0-of-*.json")))).read_text()))
+        path = own if own.exists() else next(iter(sorted(folder.glob("process_0-of-*.json"))))
+        data.set_state(json.loads(path.read_text()))
 
     def _put_aside(self, failed, step):
         if not failed:

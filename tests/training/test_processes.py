@@ -45,8 +45,11 @@ def test_lose_one_and_go_on_twice(whole):
         process.kill()
         process.communicate()
     assert stopped < max(record["step"] for record in records(work)) < STEPS
+    before, last = sorted(int(path.name) for path in (work / "checkpoints").iterdir() if path.name.isdigit())[-2:]
+    (work / "checkpoints" / str(last) / "data" / "process_1-of-2.json").write_text("{")  # the first does not read it
     said = [finish(process) for process in both(work)]
-    assert "going on from step" in said[0]
+    assert f"going on from step {before}" in said[0]
+    assert (work / "unreadable" / str(last)).exists()
     same(arrays(work, STEPS), arrays(whole, STEPS), rtol=1e-4, atol=1e-5)
     positions = {path.name for path in (work / "checkpoints" / str(STEPS) / "data").glob("process*")}
     assert positions == {"process_0-of-2.json", "process_1-of-2.json"}
