@@ -1,23 +1,16 @@
-"""Saving a run and going on from it, with orbax."""
+"""What is in a run's checkpoints. Reading changes nothing in them, and waits for no other process."""
 
-import contextlib
 import json
-import warnings
 from pathlib import Path
-from typing import Any
 
 import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from grain.checkpoint import CheckpointSave
-from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers
 
 from jaxdeq.training._config import Config, describe, differences
 from jaxdeq.training._state import State
 
-ITEMS = ("state", "data", "config")
 FREE = ("evaluation", "checkpoints", "log", "mesh", "hosts", "work", "start")  # settings that change no number of a run
 
 
@@ -39,191 +32,50 @@ class CheckpointError(Exception):
     """
 
 
-class Saves:
-    """The checkpoints of one run: state, position in the data, and config, each in one folder by its step.
+def folder_of(config: Config) -> Path:
+    return config.work.absolute() / "checkpoints"
 
-    A context: at its end all is written and closed.
 
-    Args:
-      config: of the run; its `work` is where they are.
+def complete(folder: Path) -> list[int]:
+    """The steps of all checkpoints that are."""
+    return sorted(ocp.utils.checkpoint_steps(folder))
+
+
+def read_state(folder: Path, step: int, like: State) -> State:
+    """On the mesh of `like`."""
+    saved = ocp.StandardCheckpointHandler().restore(
+        folder / str(step) / "state", args=ocp.args.StandardRestore(with_size(like))
+    )
+    whole = lambda x, found: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding) if found is None else found
+    return jax.tree.map(whole, like, saved)
+
+
+def read_changes(folder: Path, step: int, config: Config) -> dict[str, str]:
+    """What differs from the settings that the checkpoint was made with, but for what every run may change.
 
     Raises:
-      CheckpointError: a folder that cannot be written.
+      CheckpointError: it is of another model, task or data set.
     """
-
-    def __init__(self, config: Config):
-        self.config = config
-        self.folder = config.work.absolute() / "checkpoints"
-        try:
-            self.manager = _Manager(self.folder, options=_options(config), item_names=ITEMS)
-        except OSError as error:
-            raise CheckpointError(f"cannot write to {self.folder}: {error}; choose another folder by --work") from error
-
-    def save(self, state: State, data: grain.DatasetIterator, step: int, scores: dict[str, float] | None) -> None:
-        """Begins a save, and returns once the state may change; waits for the save before.
-
-        Raises:
-          CheckpointError: this one or the one before could not be written.
-        """
-        if step in self.manager.all_steps():
-            return
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(_with_size(state)),
-            data=CheckpointSave(data),
-            config=ocp.args.JsonSave(describe(self.config)),
-        )
-        self._try(lambda: self.manager.save(step, args=args, metrics=scores, force=True))
-
-    def wait(self) -> None:
-        """Until all is written.
-
-        Raises:
-          CheckpointError: it could not be.
-        """
-        self._try(self.manager.wait_until_finished)
-
-    def __enter__(self) -> "Saves":
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
-        with contextlib.suppress(CheckpointError) if error else contextlib.nullcontext():
-            self._try(self.manager.close)
-
-    def _try(self, write):
-        try:
-            write()
-        except Exception as error:
-            kept = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
-            raise CheckpointError(
-                f"a checkpoint could not be written to {self.folder} ({_first_line(error)}). Those of steps {kept} are "
-                "intact; make room or repair the folder, and the same command goes on from the last one"
-            ) from error
-
-    def restore(self, like: State, data: grain.DatasetIterator) -> State | None:
-        """The state of the last readable checkpoint, on the mesh of `like`; the position in the data is set too.
-
-        Checkpoints after it that cannot be read are moved to the folder `unreadable`, with a warning.
-
-        Returns:
-          None where there is no checkpoint.
-
-        Raises:
-          CheckpointError: there are some, and none can be read, or they are of another model.
-        """
-        failed: dict[int, str] = {}
-        for step in reversed(self.steps()):
-            state, changes, problem = self._read(step, like, data)
-            if np.any(multihost_utils.process_allgather(np.bool_(problem != ""))):  # all go on from the same step
-                failed[step] = problem or "by another process"
-                continue
-            self._put_aside(failed, step)
-            if changes:
-                warnings.warn(f"the run in {self.folder} goes on with other settings: {changes}", stacklevel=4)
-            return state
-        if failed:
-            raise CheckpointError(
-                f"none of the checkpoints in {self.folder} can be read: {failed}. To begin anew, move that folder away "
-                "or choose another one by --work"
-            )
-        return None
-
-    def _read(self, step, like, data):
-        """The state, the settings that differ, and what this process could not read, if anything."""
-        changes: dict[str, str] = {}
-        try:
-            changes = self._changes(step)
-            state = self.load(step, like)
-            self._seek(step, data)
-        except CheckpointError:
-            raise
-        except Exception as error:  # whatever orbax and its libraries raise for a damaged file
-            return None, changes, _first_line(error) + (f" (settings that differ: {changes})" if changes else "")
-        return state, changes, ""
-
-    def load(self, step: int, like: State) -> State:
-        """The state of one checkpoint, without further checks."""
-        saved = self._item(step, "state", ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(_with_size(like)))
-        whole = lambda x, found: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding) if found is None else found
-        return jax.tree.map(whole, like, saved)
-
-    def _item(self, step, name, handler, args):
-        """One part of a checkpoint. Not by the manager: it waits for processes that may have failed to read theirs."""
-        return handler.restore(self.folder / str(step) / name, args=args)
-
-    def best(self) -> int | None:
-        """The step of the best checkpoint, if any was scored."""
-        return self.manager.best_step()
-
-    def steps(self) -> list[int]:
-        """Of all checkpoints that are complete."""
-        return sorted(self.manager.all_steps())
-
-    def _changes(self, step):
-        """What differs from the settings that the checkpoint was made with, but for what every run may change."""
-        old = self._item(step, "config", ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
-        changes = differences(old, json.loads(json.dumps(describe(self.config))))
-        told = {n: f"{a!r} -> {b!r}" for n, (a, b) in changes.items() if n.split(".")[0] not in FREE}
-        if any(f"{part}.type" in told for part in ("model", "task", "data")):
-            raise CheckpointError(f"{self.folder} is of another run ({told}); choose another folder by --work")
-        return told
-
-    def _seek(self, step, data):
-        """Sets the position in the data, which is the same on all hosts, however many there were."""
-        folder = self.folder / str(step) / "data"
-        own = folder / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-        path = own if own.exists() else next(iter(sorted(folder.glob("process_0-of-*.json"))))
-        data.set_state(json.loads(path.read_text()))
-
-    def _put_aside(self, failed, step):
-        if not failed:
-            return
-        aside = self.folder.parent / "unreadable"
-        warnings.warn(
-            f"checkpoints cannot be read and are moved to {aside}: {failed}; going on from step {step}", stacklevel=3
-        )
-        if jax.process_index() == 0:
-            aside.mkdir(exist_ok=True)
-            for bad in failed:
-                (self.folder / str(bad)).rename(_free(aside / str(bad)))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("unreadable checkpoints are put aside")
-        self.manager.reload()
+    old = ocp.JsonCheckpointHandler().restore(folder / str(step) / "config", args=ocp.args.JsonRestore())
+    changes = differences(old, json.loads(json.dumps(describe(config))))
+    told = {n: f"{a!r} -> {b!r}" for n, (a, b) in changes.items() if n.split(".")[0] not in FREE}
+    if any(f"{part}.type" in told for part in ("model", "task", "data")):
+        raise CheckpointError(f"{folder} is of another run ({told}); choose another folder by --work")
+    return told
 
 
-class _Manager(ocp.CheckpointManager):
-    """Does not ask JAX whether the run is to stop.
-
-    JAX takes the step last asked about for the one that the process has reached. Orbax asks about a save's step once
-    that save is written, when the run is further: processes told to stop just then would agree on a step that one of
-    them has passed, and the others wait for it.
-    """
-
-    def reached_preemption(self, step: int) -> bool:
-        return False
+def seek(folder: Path, step: int, data: grain.DatasetIterator) -> None:
+    """Sets the position in the data, which is the same on all hosts, however many there were."""
+    files = folder / str(step) / "data"
+    own = files / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+    path = own if own.exists() else next(iter(sorted(files.glob("process_0-of-*.json"))))
+    data.set_state(json.loads(path.read_text()))
 
 
-def _options(config):
-    """The last ones are kept, and the best of those that were scored."""
-    name, higher = config.task.best()
-    goodness = lambda scores: scores[name] if higher else -scores[name]
-    last = checkpoint_managers.LatestN(config.checkpoints.keep)
-    best = checkpoint_managers.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False)
-    return ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy([last, best]),
-        best_fn=goodness,
-        cleanup_tmp_directories=True,
-    )
-
-
-def _with_size(state):
+def with_size(state: State) -> State:
     """Without arrays of no elements, which orbax refuses; an explicit model's memory has one."""
     return jax.tree.map(lambda x: x if x.size else None, state)
 
 
-def _free(path: Path) -> Path:
-    """A name that is not taken."""
-    return path if not path.exists() else _free(path.with_name(path.name + "+"))
-
-
-def _first_line(error: Any) -> str:
+def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdeq.training._checkpoint import Saves
+from jaxdeq.training._checkpoint import read_state
 from jaxdeq.training._config import Config
 from jaxdeq.training._interrupts import Interrupts
 from jaxdeq.training._log import Records, Watch
@@ -13,6 +13,7 @@ from jaxdeq.training._mesh import check_rows, put_rows
 from jaxdeq.training._meter import Diverged, Meter
 from jaxdeq.training._plan import plan
 from jaxdeq.training._report import report
+from jaxdeq.training._saves import Saves
 from jaxdeq.training._start import start_from
 from jaxdeq.training._state import State, create
 from jaxdeq.training._step import Programs
@@ -186,7 +187,7 @@ class _Run:
             steps["best"] = best
         results = {}
         for name, step in steps.items():
-            state = self.state if step == self.step else self.saves.load(step, self.programs.state)
+            state = self.state if step == self.step else read_state(self.saves.folder, step, self.programs.state)
             scores = self._evaluate("test", state, step)
             self.records.write("test", step, scores)
             results[name] = {"step": step, **scores}

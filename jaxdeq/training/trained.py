@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxdeq.training._checkpoint import CheckpointError, Saves
+from jaxdeq.training._checkpoint import CheckpointError, complete, first_line, folder_of, read_state
 from jaxdeq.training._config import Config
 from jaxdeq.training._state import plan_state, reseed, structure
 
@@ -25,8 +25,7 @@ def saved(config: Config) -> list[int]:
       ...     training.saved(replace(configs.fashion_mdeq(), work=Path(folder)))
       []
     """
-    with Saves(config) as saves:
-        return saves.steps()
+    return complete(folder_of(config))
 
 
 def load(config: Config, step: int | None = None) -> Any:
@@ -46,13 +45,19 @@ def load(config: Config, step: int | None = None) -> Any:
       >>> def classifier():  # after python -m experiments.main fashion_mdeq
       ...     return training.load(configs.fashion_mdeq())
     """
-    mesh = config.mesh.make()
-    with Saves(config) as saves, jax.set_mesh(mesh):
-        steps = saves.steps()
-        step = steps[-1] if step is None and steps else step
-        if step not in steps:
-            raise CheckpointError(f"there must be a checkpoint of step {step} in {saves.folder}; there are {steps}")
-        state = saves.load(step, plan_state(config, mesh))
+    mesh, folder = config.mesh.make(), folder_of(config)
+    steps = complete(folder)
+    step = steps[-1] if step is None and steps else step
+    if step not in steps:
+        raise CheckpointError(f"there must be a checkpoint of step {step} in {folder}; there are {steps}")
+    with jax.set_mesh(mesh):
+        like = plan_state(config, mesh)
+        try:
+            state = read_state(folder, step, like)
+        except Exception as error:  # whatever orbax and its libraries raise for a damaged file
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {folder} cannot be read ({first_line(error)}); there are {steps}"
+            ) from error
     params, rest = state.ema or (state.params, state.rest)
     graphdef, random = structure(config)
     model: Any = nnx.merge(graphdef, params, reseed(random, jax.random.key(config.seed)), rest, copy=True)

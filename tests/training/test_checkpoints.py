@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from jaxdeq.models import to_torch_state_dict
 from jaxdeq.training import CheckpointError, Checkpoints, Evaluation, Mesh, Penalty
-from jaxdeq.training._checkpoint import Saves
+from jaxdeq.training._saves import Saves
 from jaxdeq.training._start import start_from
 from jaxdeq.training._state import create
 from jaxdeq.training._step import Programs
