@@ -25,7 +25,7 @@ def main(args: Sequence[str]) -> int:
     config.hosts.connect()
     try:
         results = training.train(config)
-    except (training.CheckpointError, training.Diverged, FileNotFoundError) as error:
+    except (training.CheckpointError, training.Diverged, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     for name in ("last", "best"):
