@@ -30,7 +30,7 @@ class Mesh:
       data: parts of the batch, with the parameters whole in each.
       fsdp: parts of the batch, with the parameters and the optimiser's state in parts too: less
         memory, for one gather a step of each kernel.
-      model: parts of the layers' insides and of attention's heads.
+      model: parts of the layers' insides and of attention's heads, on the devices of one process.
 
     Raises:
       ValueError: a size below 1 that is not the only -1.
@@ -103,13 +103,17 @@ def put_rows(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str,
 
 
 def check_rows(batch: int, accumulate: int, mesh: jax.sharding.Mesh) -> None:
-    """Refuses a batch that the mesh cannot share."""
+    """Refuses a batch that the mesh cannot share, and a mesh that needs the same rows on several hosts."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
     if batch % parts:
         raise ValueError(
             f"batch must be a multiple of {parts}: of data x fsdp devices ({mesh.shape['data']} x "
             f"{mesh.shape['fsdp']}) and of accumulate ({accumulate}); got {batch}"
         )
+    model = mesh.shape["model"]
+    hosts = [{device.process_index for device in devices} for devices in mesh.devices.reshape(-1, model)]
+    if max(map(len, hosts)) > 1:  # they would read different rows for one place in the batch
+        raise ValueError(f"model must be parts of layers on the devices of one process; got {model} over {hosts}")
 
 
 def cut_rows(tree: Any, count: int, mesh: jax.sharding.Mesh) -> Any:

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -14,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdeq import training
 from jaxdeq.training import Adam, Cosine, Mesh, Penalty
-from jaxdeq.training._mesh import put_rows
+from jaxdeq.training._mesh import check_rows, put_rows
 from jaxdeq.training._plan import Plan
 from jaxdeq.training._state import create
 from jaxdeq.training._step import Programs
@@ -124,6 +125,19 @@ def test_sizes_that_do_not_fit_are_refused():
         ValueError, match=r"batch must be a multiple of 12: .* \(2 x 2\) and of accumulate \(3\); got 8"
     ):
         tiny.run(tiny.IMAGES, Path("unused"), accumulate=3, mesh=Mesh(data=2, fsdp=2))
+
+
+@pytest.mark.usefixtures("unchecked")  # stand-ins for meshes
+def test_rows_are_of_one_process():
+    """Each reads its own: parts of layers on two would have different rows at one place in the batch."""
+    device = lambda process: SimpleNamespace(process_index=process)
+    devices = np.array([device(0), device(0), device(1), device(1)])
+    for data, model in ((2, 2), (4, 1)):
+        sizes = {"data": data, "fsdp": 1, "model": model}
+        check_rows(8, 1, SimpleNamespace(shape=sizes, devices=devices.reshape(data, 1, model)))
+    sizes = {"data": 1, "fsdp": 1, "model": 4}
+    with pytest.raises(ValueError, match="on the devices of one process; got 4 over"):
+        check_rows(8, 1, SimpleNamespace(shape=sizes, devices=devices.reshape(1, 1, 4)))
 
 
 def test_rates():
