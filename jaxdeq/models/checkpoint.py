@@ -72,7 +72,7 @@ def load_torch_state_dict(model: Model, mapping: Mapping[str, np.ndarray]) -> No
 def to_torch_state_dict(model: Model) -> dict[str, np.ndarray]:
     """The model's arrays under PyTorch's names and in its layouts: the inverse of `load_torch_state_dict`.
 
-    Gathers sharded arrays on this host.
+    Gathers sharded arrays on this host; all their parts have to lie on it.
 
     Example:
       >>> from flax import nnx

@@ -34,10 +34,9 @@ def start_from(path: Path, state: State, structure: Structure, mesh: jax.shardin
       ValueError: nothing there fits.
     """
     if path.suffix == ".safetensors":
-        weights, found = _from_torch(path, state, structure)
+        weights, found, total = _from_torch(path, (state.params, state.rest), structure, mesh)
     else:
-        weights, found = _from_run(path, (state.params, state.rest), mesh)
-    total = len(jax.tree.leaves(weights))
+        weights, found, total = _from_run(path, (state.params, state.rest), mesh)
     if not found:
         raise ValueError(f"{path} must have arrays of the model's names and shapes to start from; none of {total} fit")
     state = state._replace(params=weights[0], rest=weights[1])
@@ -46,14 +45,17 @@ def start_from(path: Path, state: State, structure: Structure, mesh: jax.shardin
     return state, f"starting from {path}: {found} of {total} arrays"
 
 
-def _from_torch(path, state, structure):
+def _from_torch(path, weights, structure, mesh):
+    """Counts arrays as PyTorch has them. Each process has them whole for a moment: it cannot read parts on others."""
+    params, rest = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(weights)
     random = reseed(structure.random, jax.random.key(0))
-    model: Any = nnx.merge(structure.graphdef, state.params, random, state.rest, copy=True)
+    model: Any = nnx.merge(structure.graphdef, params, random, rest, copy=True)
     own = to_torch_state_dict(model)
     fits = {name: x for name, x in convert.load(path).items() if name in own and own[name].shape == x.shape}
     load_torch_state_dict(model, own | fits)
     parts = split(model)
-    return (parts.params, parts.rest), len(fits)
+    at_rest = jax.tree.map(lambda x: x.sharding, weights)
+    return jax.jit(lambda x: x, out_shardings=at_rest)((parts.params, parts.rest)), len(fits), len(own)
 
 
 def _from_run(path, weights, mesh):
@@ -75,7 +77,7 @@ def _from_run(path, weights, mesh):
     found = {name for name, x in _named(weights) if name in theirs and theirs[name].shape == x.shape}
     take = lambda name, x: jax.device_put(theirs[name].astype(x.dtype), x.sharding) if name in found else x
     taken = [take(name, x) for name, x in _named(weights)]
-    return jax.tree.unflatten(jax.tree.structure(weights), taken), len(found)
+    return jax.tree.unflatten(jax.tree.structure(weights), taken), len(found), len(taken)
 
 
 def _named(tree):

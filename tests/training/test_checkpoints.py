@@ -105,13 +105,18 @@ def test_starts_from_weights_of_another_run(whole, tmp_path):
         start_from(tmp_path / "none", state, structure, mesh)
 
 
+@pytest.mark.mesh
 def test_starts_from_a_published_checkpoint(tmp_path):
-    mesh = KEPT.mesh.make()
+    mesh = Mesh(data=2, fsdp=2, model=2).make()
     with jax.set_mesh(mesh):
         state, structure = create(KEPT, mesh), Programs(KEPT, mesh).structure
         model = KEPT.task.build(KEPT.model, nnx.Rngs(5))
         safetensors.numpy.save_file(to_torch_state_dict(model), tmp_path / "weights.safetensors")
-        begun, _ = start_from(tmp_path / "weights.safetensors", state, structure, mesh)
+        begun, said = start_from(tmp_path / "weights.safetensors", state, structure, mesh)
+    found, total = re.search(r": (\d+) of (\d+) arrays", said).groups()
+    assert found == total
+    where = lambda state: jax.tree.map(lambda x: x.sharding, state.params)
+    assert where(begun) == where(state)
     chex.assert_trees_all_equal(jax.device_get(begun.params), jax.device_get(nnx.state(model, nnx.Param)))
 
 
