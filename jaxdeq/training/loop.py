@@ -83,6 +83,7 @@ class _Run:
         if started:
             self.records.say(started)
         self.meter, self.watch = Meter(config.log.every, self.step), Watch()
+        self.tracing = False
 
     def _begin(self):
         state, path = create(self.config, self.mesh), self.config.start
@@ -109,6 +110,8 @@ class _Run:
                 "and intact. What helps: a lower --optimizer.rate.peak, --optimizer.clip, a larger --penalty.weight"
             ) from None
         finally:
+            if self.tracing:
+                jax.profiler.stop_trace()
             records.close()
         return {"step": self.step, "finished": finished, **results}
 
@@ -197,13 +200,15 @@ class _Run:
         return results
 
     def _profile(self):
-        """Begins and ends a trace of the device, if this step is one to do so at."""
-        if self.step in self.config.log.profile:
+        """Begins a trace of the device before the first step that is to be in it, and ends it after the last."""
+        wanted = self.step in range(*self.config.log.profile or (0,))
+        if wanted != self.tracing:
             jax.block_until_ready(self.state)
-            if self.step == self.config.log.profile[0]:
+            if wanted:
                 jax.profiler.start_trace(str(self.config.work / "profile"))
             else:
                 jax.profiler.stop_trace()
+            self.tracing = wanted
 
 
 def _due(step, every):

@@ -32,7 +32,7 @@ def load(config: Config, step: int | None = None) -> Any:
     """The model of a run's checkpoint, for evaluation: with averaged weights, where the run has them.
 
     Args:
-      config: of the run. How its model solves may differ; the shapes of its weights, and its optimiser
+      config: of the run. How its model solves may differ, and its mesh; the shapes of its weights, its optimiser
         and batch, may not.
       step: of the checkpoint. None: of the last one.
 

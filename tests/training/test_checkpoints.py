@@ -138,10 +138,10 @@ def test_a_save_does_not_ask_whether_to_stop(tmp_path, monkeypatch):
 
 
 def test_radii_and_profiles_on_request(tmp_path):
-    """And a run that is at its end is only tried and reported again."""
+    """The profile ends with the run. One that is at its end is only tried and reported again."""
     asked = replace(
         tiny.TEXT, steps=3, pretrain=0, ema=0.0, penalty=Penalty(), evaluation=Evaluation(every=0, radius=True),
-        checkpoints=Checkpoints(every=0), log=replace(tiny.TEXT.log, profile=(1, 2), tensorboard=True),
+        checkpoints=Checkpoints(every=0), log=replace(tiny.TEXT.log, profile=(1, 9), tensorboard=True),
     )  # fmt: skip
     first = tiny.run(asked, tmp_path / "work")
     assert 0 < first["last"]["radius"] < 10
