@@ -101,9 +101,16 @@ class Records:
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file; none if there is no file. A last line that was not finished is left out."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The records of a file; none if there is no file. Lines that a crash left unfinished are left out."""
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return [record for record in map(_record, lines) if record]
+
+
+def _record(line):
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _line(record):
