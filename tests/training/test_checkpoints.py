@@ -12,6 +12,7 @@ import safetensors.numpy
 from flax import nnx
 from jax.experimental import multihost_utils
 
+from jaxdeq import training
 from jaxdeq.models import to_torch_state_dict
 from jaxdeq.training import CheckpointError, Checkpoints, Evaluation, Mesh, Penalty
 from jaxdeq.training._saves import Saves
@@ -85,6 +86,17 @@ def test_only_damaged_checkpoints(cut):
     with pytest.raises(CheckpointError, match=r"none of the checkpoints in .* can be read: .* move that folder away"):
         elsewhere(tiny.run, KEPT, cut)
     assert sorted(path.name for path in (cut / "checkpoints").iterdir()) == ["2", "4"]
+
+
+def test_reading_leaves_alone_what_a_run_is_writing(cut):
+    config, written = replace(KEPT, work=cut), cut / "checkpoints" / "6.orbax-checkpoint-tmp"
+    written.mkdir()
+    (cut / "checkpoints" / "2" / "state" / "manifest.ocdbt").write_bytes(b"")
+    assert training.saved(config) == [2, 4]
+    training.load(config)
+    with pytest.raises(CheckpointError, match=r"of step 2 in .* cannot be read .*; there are \[2, 4\]"):
+        elsewhere(training.load, config, 2)
+    assert written.is_dir()
 
 
 def test_another_run_is_not_mixed_in(cut):
