@@ -1,16 +1,19 @@
-"""What is in a run's checkpoints. Reading changes nothing in them, and waits for no other process."""
+"""What is in a run's checkpoints. Reading changes nothing in them, and waits for no other process but in `agreed`."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from jaxdeq.training._config import Config, describe, differences
 from jaxdeq.training._state import State
 
+SCORES = "metrics"  # as orbax names them
 FREE = ("evaluation", "checkpoints", "log", "mesh", "hosts", "work", "start")  # settings that change no number of a run
 
 
@@ -50,6 +53,20 @@ def read_state(folder: Path, step: int, like: State) -> State:
     return jax.tree.map(whole, like, saved)
 
 
+def read_arrays(folder: Path, step: int, sharding: jax.sharding.Sharding) -> Any:
+    """All arrays of a state by name, as they were saved, and all placed in the same way."""
+    handler, path = ocp.StandardCheckpointHandler(), folder / str(step) / "state"
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    like = jax.tree.map(place, handler.metadata(path).tree)
+    return handler.restore(path, args=ocp.args.StandardRestore(like))
+
+
+def read_scores(folder: Path, step: int) -> dict[str, float]:
+    """Of the evaluation that the checkpoint was made after; none if there was none."""
+    path = folder / str(step) / SCORES
+    return ocp.JsonCheckpointHandler(filename=SCORES).restore(path) if path.exists() else {}
+
+
 def read_changes(folder: Path, step: int, config: Config) -> dict[str, str]:
     """What differs from the settings that the checkpoint was made with, but for what every run may change.
 
@@ -70,6 +87,11 @@ def seek(folder: Path, step: int, data: grain.DatasetIterator) -> None:
     own = files / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
     path = own if own.exists() else next(iter(sorted(files.glob("process_0-of-*.json"))))
     data.set_state(json.loads(path.read_text()))
+
+
+def agreed(problem: str) -> str:
+    """What a process could not do, known to all of them: "" where all could. Waits for the others."""
+    return (problem or "by another process") if np.any(multihost_utils.process_allgather(problem != "")) else ""
 
 
 def with_size(state: State) -> State:

@@ -1,5 +1,6 @@
 """Ends a run in order when it is told to stop."""
 
+import os
 import signal
 import threading
 from types import TracebackType
@@ -8,14 +9,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
 
 class Interrupts:
     """While it is entered, SIGTERM and the first Ctrl-C are noted and not obeyed at once.
 
     In a run of several processes JAX itself sees to it that all stop after the same step, for
-    SIGTERM, which a scheduler sends.
+    SIGTERM, which a scheduler sends; Ctrl-C in one of them is made that.
     """
 
     def __init__(self) -> None:
@@ -29,8 +28,9 @@ class Interrupts:
         return ocp.multihost.reached_preemption(self.times) if self.several else self.told
 
     def __enter__(self) -> "Interrupts":
-        if not self.several and threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        ours = (signal.SIGINT,) if self.several else (signal.SIGINT, signal.SIGTERM)
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._note) for number in ours}
         return self
 
     def __exit__(
@@ -42,3 +42,5 @@ class Interrupts:
     def _note(self, number, frame):
         self.told = True
         signal.signal(number, self.before[number])  # a second one is obeyed
+        if self.several:
+            os.kill(os.getpid(), signal.SIGTERM)

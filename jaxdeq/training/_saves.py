@@ -7,7 +7,6 @@ from typing import Any
 
 import grain
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from grain.checkpoint import CheckpointSave
 from jax.experimental import multihost_utils
@@ -15,6 +14,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from jaxdeq.training._checkpoint import (
     CheckpointError,
+    agreed,
     complete,
     first_line,
     folder_of,
@@ -103,8 +103,8 @@ class Saves:
         failed: dict[int, str] = {}
         for step in reversed(self.steps()):
             state, changes, problem = self._read(step, like, data)
-            if np.any(multihost_utils.process_allgather(np.bool_(problem != ""))):  # all go on from the same step
-                failed[step] = problem or "by another process"
+            if problem := agreed(problem):  # all go on from the same step
+                failed[step] = problem
                 continue
             self._put_aside(failed, step)
             if changes:

@@ -5,13 +5,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import tree_leaves_with_path
 
 from jaxdeq.models import convert, load_torch_state_dict, to_torch_state_dict
+from jaxdeq.training._checkpoint import CheckpointError, agreed, complete, first_line, read_arrays, read_scores
 from jaxdeq.training._state import State, Structure, reseed, split
 
 
@@ -31,6 +31,7 @@ def start_from(path: Path, state: State, structure: Structure, mesh: jax.shardin
 
     Raises:
       FileNotFoundError: there is nothing to start from.
+      CheckpointError: it cannot be read, by one process or more.
       ValueError: nothing there fits.
     """
     if path.suffix == ".safetensors":
@@ -62,22 +63,26 @@ def _from_run(path, weights, mesh):
     folder = path.absolute() / "checkpoints"
     if not folder.is_dir():
         raise FileNotFoundError(f"there must be a run or a .safetensors file to start from; got {path}")
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    handlers = {"state": ocp.StandardCheckpointHandler()}
-    with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
-        losses = {step: (manager.metrics(step) or {}).get("loss", np.inf) for step in manager.all_steps()}
-        if not losses:
-            raise FileNotFoundError(f"there must be a finished checkpoint to start from; got none in {folder}")
-        step = min(sorted(losses, reverse=True), key=lambda step: losses[step])
-        whole = NamedSharding(mesh, P())
-        shapes = manager.item_metadata(step)["state"].tree
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
-        saved = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+    if not (steps := complete(folder)):
+        raise FileNotFoundError(f"there must be a finished checkpoint to start from; got none in {folder}")
+    saved, problem = {}, ""
+    try:
+        saved = read_arrays(folder, _best(folder, steps), NamedSharding(mesh, P()))
+    except Exception as error:  # whatever orbax and its libraries raise for a damaged file
+        problem = first_line(error)
+    if problem := agreed(problem):
+        raise CheckpointError(f"the best checkpoint in {folder} cannot be read ({problem})")
     theirs = dict(_named(tuple(saved.get("ema") or (saved["params"], saved["rest"]))))
     found = {name for name, x in _named(weights) if name in theirs and theirs[name].shape == x.shape}
     take = lambda name, x: jax.device_put(theirs[name].astype(x.dtype), x.sharding) if name in found else x
     taken = [take(name, x) for name, x in _named(weights)]
     return jax.tree.unflatten(jax.tree.structure(weights), taken), len(found), len(taken)
+
+
+def _best(folder, steps):
+    """With the lowest validation loss; the last one, if none was tried."""
+    losses = {step: read_scores(folder, step).get("loss", np.inf) for step in reversed(steps)}
+    return min(losses, key=lambda step: losses[step])
 
 
 def _named(tree):

@@ -3,10 +3,10 @@
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxdeq.training._checkpoint import read_state
 from jaxdeq.training._config import Config
+from jaxdeq.training._evaluate import evaluate
 from jaxdeq.training._interrupts import Interrupts
 from jaxdeq.training._log import Records, Watch
 from jaxdeq.training._mesh import check_rows, put_rows
@@ -138,7 +138,7 @@ class _Run:
         self.meter.resume()
 
     def _try_and_save(self):
-        scores = self._evaluate("valid", self.state, self.step)
+        scores = evaluate(self.programs, "valid", self.state, self.step)
         self.records.write("valid", self.step, scores)
         solved = self.step >= self.config.pretrain  # the best checkpoint is to be one of these
         self.saves.save(self.state, self.data, self.step, scores if solved else None)
@@ -156,32 +156,6 @@ class _Run:
         self.records.write("train", step, record)
         self.watch.look(step, record)
 
-    def _evaluate(self, split, state, step):
-        """Scores on a split; weights from before the end of pre-training are tried unrolled."""
-        config, programs = self.config, self.programs
-        weights = state.ema or (state.params, state.rest)
-        rows, unrolled = config.evaluation.batch or config.batch, step < config.pretrain
-        begin = carry = programs.carry(rows)
-        parts: list[Any] = []
-        radius = {}
-        for batch in config.data.evaluate(split, rows):
-            batch = put_rows(batch, self.mesh)
-            if not parts and config.evaluation.radius and config.implicit:
-                radius = {"radius": programs.radius(weights, batch, begin, jax.random.key(config.seed))}
-            part, carry = programs.evaluate(weights, batch, carry, unrolled)
-            parts.append(part)
-        if not parts:
-            raise ValueError(f"there must be {split} data to try the model on; got none from {config.data}")
-        return self._scores(jax.device_get(parts)) | {name: float(value) for name, value in radius.items()}
-
-    def _scores(self, parts):
-        """Means over the data, from sums over batches."""
-        total = lambda name: np.asarray(np.sum([part[name] for part in parts], axis=0, dtype=np.float64))
-        totals = {name: total(name) for name in parts[0]}
-        solves = {name: totals.pop(name) for name in list(totals) if name.startswith("forward_")}
-        rows = solves.pop("forward_rows", 1.0)
-        return self.config.task.scores(totals) | {name: float(x / rows) for name, x in solves.items()}
-
     def _finish(self):
         """Tries the last weights and the best ones on the test data, and reports."""
         self.saves.wait()
@@ -191,7 +165,7 @@ class _Run:
         results = {}
         for name, step in steps.items():
             state = self.state if step == self.step else read_state(self.saves.folder, step, self.programs.state)
-            scores = self._evaluate("test", state, step)
+            scores = evaluate(self.programs, "test", state, step)
             self.records.write("test", step, scores)
             results[name] = {"step": step, **scores}
         if jax.process_index() == 0:

@@ -80,11 +80,13 @@ def test_damaged_checkpoints_are_put_aside(whole, cut):
     assert records(cut) == records(whole[1])
 
 
-def test_only_damaged_checkpoints(cut):
+def test_only_damaged_checkpoints(cut, tmp_path):
     for path in (cut / "checkpoints").glob("*/state/manifest.ocdbt"):
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"none of the checkpoints in .* can be read: .* move that folder away"):
         elsewhere(tiny.run, KEPT, cut)
+    with pytest.raises(CheckpointError, match=r"the best checkpoint in .* cannot be read"):
+        elsewhere(tiny.run, replace(KEPT, start=cut), tmp_path / "new")
     assert sorted(path.name for path in (cut / "checkpoints").iterdir()) == ["2", "4"]
 
 

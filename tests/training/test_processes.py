@@ -34,7 +34,7 @@ def test_lose_one_and_go_on_twice(whole):
     work = whole.parent / "lost"
     first, second = both(work)
     wait_for(work, 30, first)  # while that step's checkpoint is written
-    second.send_signal(signal.SIGTERM)
+    second.send_signal(signal.SIGINT)  # handed on as SIGTERM
     ends = [re.search(r"'step': (\d+), 'finished': False", finish(process)) for process in (first, second)]
     stopped = int(ends[0][1])
     assert stopped == int(ends[1][1])
