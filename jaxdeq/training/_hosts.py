@@ -1,10 +1,13 @@
 """Several processes, on one host or many, as one run."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
 from jaxdeq import _checks as check
+
+PATIENCE = 60  # seconds that a process waits at its end for the others; they end if it fails, and not before that
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,11 @@ class Hosts:
 
     def connect(self) -> None:
         """Joins the others; does nothing for a process alone. To be called before JAX is used."""
+        known: dict[str, Any] = {}
         if self.coordinator:
-            jax.distributed.initialize(self.coordinator, self.count, self.index)
-            return
+            known = {"coordinator_address": self.coordinator, "num_processes": self.count, "process_id": self.index}
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(**known, shutdown_timeout_seconds=PATIENCE)
         except ValueError as error:
-            if "coordinator_address" not in str(error):  # that is: no cluster that JAX knows of
+            if known or "coordinator_address" not in str(error):  # else there is no cluster that JAX knows of
                 raise
