@@ -62,7 +62,7 @@ class Stability:
     rates: tuple[float, ...] = (1e-3, 5e-3)  # peaks of Adam's rate; the first is that of `sotu_transformer`
     budgets: tuple[int, ...] = (12, 5)  # evaluations; the first is that of `sotu_transformer`
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 1500  # a fifth of them unrolled, as there
+    steps: int = 1500  # a fifth of them unrolled
     quick: bool = False  # a smoke test: a small model, a few steps, the last setting
 
     def run(self, figure: Path) -> Table:

@@ -1,5 +1,6 @@
 """WikiText-103, encoded once and then mapped from disk."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -100,7 +101,7 @@ def load(home: Path) -> Text | None:
 
 
 def write(files: dict[str, Path], home: Path) -> None:
-    """Encodes the files. The folder appears at once and whole, whoever else writes it too."""
+    """Encodes the files. The folder appears at once and whole; if another process was first, its folder stays."""
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{home.name}-", dir=home.parent))
@@ -109,26 +110,28 @@ def write(files: dict[str, Path], home: Path) -> None:
             f"the encoded words cannot be written to {home.parent} ({error}): name another folder with the option cache"
         ) from error
     try:
-        fill(files, scratch)
-        shutil.rmtree(home, ignore_errors=True)  # damaged, or it would have been used
+        with contextlib.suppress(OSError):  # it is damaged, or would have been used; now, as nobody is done yet
+            os.rename(home, scratch / "damaged")
+        (scratch / "new").mkdir()
+        fill(files, scratch / "new")
         try:
-            os.rename(scratch, home)
+            os.rename(scratch / "new", home)
         except OSError:
-            if load(home) is None:  # not another process's, done a moment earlier
+            if not home.is_dir():
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def fill(files: dict[str, Path], scratch: Path) -> None:
+def fill(files: dict[str, Path], folder: Path) -> None:
     """Writes vocabulary, words and checksums into a folder."""
     with files["train"].open(encoding="utf-8") as lines:
         numbers = vocabulary(lines)
-    (scratch / "vocabulary.txt").write_text("\n".join(numbers), encoding="utf-8")
+    (folder / "vocabulary.txt").write_text("\n".join(numbers), encoding="utf-8")
     for split, path in files.items():
         with path.open(encoding="utf-8") as lines:
-            np.save(scratch / f"{split}.npy", encode(lines, numbers))
-    (scratch / "checksums.json").write_text(json.dumps(checksums(scratch)))
+            np.save(folder / f"{split}.npy", encode(lines, numbers))
+    (folder / "checksums.json").write_text(json.dumps(checksums(folder)))
 
 
 def checksums(home: Path) -> dict[str, int]:

@@ -4,7 +4,7 @@ import json
 import math
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -124,26 +124,29 @@ def _finite(value):
 
 
 class Watch:
-    """Warns, once, when solves that used to converge no longer do."""
+    """Warns, once, when solves that used to converge no longer do, forward or backward."""
 
     USUAL, FEW, FAR = 0.8, 0.5, 0.1
+    BUDGETS: ClassVar = {"forward": "--model.max-steps", "backward": "--model.adjoint.max-steps"}
 
     def __init__(self):
-        self.most, self.least, self.warned = 0.0, float("inf"), False
+        self.most, self.least = dict.fromkeys(self.BUDGETS, 0.0), dict.fromkeys(self.BUDGETS, math.inf)
+        self.warned = False
 
     def look(self, step: int, record: Record) -> None:
         """Reads a record of training."""
-        if self.warned or "forward_converged" not in record:
-            return
-        share, residual = record["forward_converged"], record["forward_residual"]
-        self.most, self.least = max(self.most, share), min(self.least, residual)
-        fewer = self.most > self.USUAL and share < self.FEW
-        worse = residual > max(self.FAR, 4 * self.least)
-        if fewer or worse or record["forward_failed"] > 0:
-            self.warned = True
-            warnings.warn(
-                f"solves stop converging at step {step}: {share:.0%} reach the tolerance, mean relative residual "
-                f"{residual:.1e}. What helps: a larger --penalty.weight or --penalty.frequency, a larger "
-                "--model.max-steps, a lower --optimizer.rate.peak, longer --pretrain",
-                stacklevel=2,
-            )
+        for way, budget in self.BUDGETS.items():
+            if self.warned or f"{way}_converged" not in record:
+                continue
+            share, residual = record[f"{way}_converged"], record[f"{way}_residual"]
+            self.most[way], self.least[way] = max(self.most[way], share), min(self.least[way], residual)
+            fewer = self.most[way] > self.USUAL and share < self.FEW
+            worse = residual > max(self.FAR, 4 * self.least[way])
+            if fewer or worse or record[f"{way}_failed"] > 0:
+                self.warned = True
+                warnings.warn(
+                    f"solves stop converging at step {step}, {way}: {share:.0%} reach the tolerance, mean relative "
+                    f"residual {residual:.1e}. What helps: a larger --penalty.weight or --penalty.frequency, a larger "
+                    f"{budget}, a lower --optimizer.rate.peak, longer --pretrain",
+                    stacklevel=2,
+                )

@@ -102,12 +102,12 @@ def put_rows(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str,
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
-def check_rows(batch: int, accumulate: int, mesh: jax.sharding.Mesh) -> None:
+def check_rows(name: str, batch: int, accumulate: int, mesh: jax.sharding.Mesh) -> None:
     """Refuses a batch that the mesh cannot share, and a mesh that needs the same rows on several hosts."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
     if batch % parts:
         raise ValueError(
-            f"batch must be a multiple of {parts}: of data x fsdp devices ({mesh.shape['data']} x "
+            f"{name} must be a multiple of {parts}: of data x fsdp devices ({mesh.shape['data']} x "
             f"{mesh.shape['fsdp']}) and of accumulate ({accumulate}); got {batch}"
         )
     model = mesh.shape["model"]

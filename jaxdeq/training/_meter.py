@@ -54,13 +54,17 @@ class Meter:
             return None
         return self._take(len(self.pending) - behind)
 
-    def drain(self) -> tuple[int, dict[str, float]] | None:
-        """Waits for all steps, and stops the clock; the same as `add` otherwise."""
+    def drain(self, early: bool = False) -> tuple[int, dict[str, float]] | None:
+        """Waits for all steps, and stops the clock; the same as `add` otherwise.
+
+        Args:
+          early: whether the interval ends here, although it has fewer steps.
+        """
         self.pending = jax.device_get(self.pending)
         self._check(self.pending, self.step - len(self.pending))
         self.seconds += time.perf_counter() - self.began
         self.began = math.nan
-        return self._take(len(self.pending)) if self.step % self.every == 0 else None
+        return self._take(len(self.pending)) if early or self.step % self.every == 0 else None
 
     def resume(self) -> None:
         """Lets the clock run again."""

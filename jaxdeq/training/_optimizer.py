@@ -102,9 +102,9 @@ class Adam:
         return self.rate(step, steps)
 
     def directions(self) -> optax.GradientTransformation:
-        decay = [optax.add_decayed_weights(self.decay)] if self.decay else []
-        adam = [optax.scale_by_adam(self.b1, self.b2)]
-        return optax.chain(*_clip(self.clip), *(adam + decay if self.decoupled else decay + adam))
+        coupled, decoupled = (0.0, self.decay) if self.decoupled else (self.decay, 0.0)
+        adam = optax.scale_by_adam(self.b1, self.b2)
+        return optax.chain(_clip(self.clip), _decay(coupled), adam, _decay(decoupled))
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,13 @@ class SGD:
         return self.rate(step, steps)
 
     def directions(self) -> optax.GradientTransformation:
-        decay = [optax.add_decayed_weights(self.decay)] if self.decay else []
-        return optax.chain(*_clip(self.clip), *decay, optax.trace(self.momentum, self.nesterov))
+        return optax.chain(_clip(self.clip), _decay(self.decay), optax.trace(self.momentum, self.nesterov))
 
 
+# Both have the same state, none, whether or not they do anything: a run may go on with another clip or decay.
 def _clip(norm):
-    return [optax.clip_by_global_norm(norm)] if norm else []
+    return optax.clip_by_global_norm(norm) if norm else optax.identity()
+
+
+def _decay(rate):
+    return optax.add_decayed_weights(rate) if rate else optax.identity()

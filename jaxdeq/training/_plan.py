@@ -105,7 +105,7 @@ class Plan(NamedTuple):
 
 def plan(step: int, seed: int, pretrain: int, penalty: Penalty, budget: Budget, max_steps: int) -> Plan:
     """The settings of a step: a function of its number, so that all hosts and any resumed run agree."""
-    rng = np.random.default_rng((seed, step))
+    rng = np.random.default_rng((seed, step, 2))  # data sets draw from (seed, step) and (seed, epoch, 1)
     coin, change = rng.random() < penalty.frequency, int(rng.integers(*budget.jitter, endpoint=True))
     weight = penalty.weight_at(step, pretrain)
     penalised = coin and weight > 0

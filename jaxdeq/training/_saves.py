@@ -7,6 +7,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from grain.checkpoint import CheckpointSave
 from jax.experimental import multihost_utils
@@ -112,8 +113,8 @@ class Saves:
             return state
         if failed:
             raise CheckpointError(
-                f"none of the checkpoints in {self.folder} can be read: {failed}. To begin anew, move that folder away "
-                "or choose another one by --work"
+                f"none of the checkpoints in {self.folder} can be read: {failed}. If settings differ, they are the "
+                "likely cause. To begin anew, move that folder away or choose another one by --work"
             )
         return None
 
@@ -169,7 +170,7 @@ class _Manager(ocp.CheckpointManager):
 def _options(config):
     """The last ones are kept, and the best of those that were scored."""
     name, higher = config.task.best()
-    goodness = lambda scores: scores[name] if higher else -scores[name]
+    goodness = lambda scores: (scores[name] if higher else -scores[name]) if np.isfinite(scores[name]) else -np.inf
     last = checkpoint_managers.LatestN(config.checkpoints.keep)
     best = checkpoint_managers.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False)
     return ocp.CheckpointManagerOptions(

@@ -82,7 +82,7 @@ def _from_run(path, weights, mesh):
 def _best(folder, steps):
     """With the lowest validation loss; the last one, if none was tried."""
     losses = {step: read_scores(folder, step).get("loss", np.inf) for step in reversed(steps)}
-    return min(losses, key=lambda step: losses[step])
+    return min(losses, key=lambda step: losses[step] if np.isfinite(losses[step]) else np.inf)
 
 
 def _named(tree):

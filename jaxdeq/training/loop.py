@@ -1,5 +1,6 @@
 """A training run, from nothing or from where it was left."""
 
+import operator
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ from jaxdeq.training._step import Programs
 
 __all__ = ["Diverged", "train"]
 
+FITS = (("vocab", "vocab", operator.ge), ("classes", "classes", operator.ge), ("inputs", "channels", operator.eq))
+
 
 def train(config: Config) -> dict[str, Any]:
     """Trains, saves, tries and reports. A run that was begun in `config.work` goes on.
@@ -34,7 +37,7 @@ def train(config: Config) -> dict[str, Any]:
     Raises:
       Diverged: the loss or a gradient became NaN or infinite. Nothing was saved since.
       CheckpointError: a checkpoint could not be written or read.
-      ValueError: a batch that the mesh and `accumulate` do not divide.
+      ValueError: a batch that the mesh and `accumulate` do not divide, a model too small for the data.
 
     Example:
       >>> import tempfile
@@ -64,8 +67,9 @@ def train(config: Config) -> dict[str, Any]:
       >>> folder.cleanup()
     """
     mesh = config.mesh.make()
-    check_rows(config.batch, config.accumulate, mesh)
-    check_rows(config.evaluation.batch or config.batch, 1, mesh)
+    check_rows("batch", config.batch, config.accumulate, mesh)
+    check_rows("evaluation.batch", config.evaluation.batch or config.batch, 1, mesh)
+    _check_fit(config)
     with jax.set_mesh(mesh), Saves(config) as saves:
         return _Run(config, mesh, saves).go()
 
@@ -75,6 +79,7 @@ class _Run:
         self.config, self.mesh, self.saves = config, mesh, saves
         self.programs = Programs(config, mesh)
         self.data = iter(config.data.train(config.batch, config.seed))
+        self.epoch = config.data.steps_per_epoch(config.batch)  # may read the data: not for each record
         restored = self.saves.restore(self.programs.state, self.data)
         state, started = (restored, "") if restored is not None else self._begin()
         self.state: State = state
@@ -100,7 +105,7 @@ class _Run:
             if finished := self.step >= config.steps:
                 results = self._finish()
             else:
-                self._pause(lambda: self.saves.save(self.state, self.data, self.step, None))
+                self._pause(lambda: self.saves.save(self.state, self.data, self.step, None), last=True)
                 records.say(f"stopped after step {self.step}; the same command goes on from there")
                 results = {}
         except Diverged as error:
@@ -127,13 +132,13 @@ class _Run:
         self.records.advance()
         self._record(self.meter.add(measures))
         if self.step == config.steps or _due(self.step, config.evaluation.every):
-            self._pause(self._try_and_save)
+            self._pause(self._try_and_save, last=self.step == config.steps)
         elif _due(self.step, config.checkpoints.every):
             self._pause(lambda: self.saves.save(self.state, self.data, self.step, None))
 
-    def _pause(self, work):
+    def _pause(self, work, last=False):
         """Does something between steps, once all measures are seen to be finite."""
-        self._record(self.meter.drain())
+        self._record(self.meter.drain(early=last))
         work()
         self.meter.resume()
 
@@ -148,8 +153,8 @@ class _Run:
         if interval is None:
             return
         step, record = interval
-        config, epoch = self.config, self.config.data.steps_per_epoch(self.config.batch)
-        record["epoch"] = step / epoch
+        config = self.config
+        record["epoch"] = step / self.epoch
         record[f"{config.task.unit()}_per_second"] = self.items / record["seconds_per_step"]
         if "penalty" in record:
             record["penalty_weight"] = config.penalty.weight_at(step - 1, config.pretrain)
@@ -183,6 +188,15 @@ class _Run:
             else:
                 jax.profiler.stop_trace()
             self.tracing = wanted
+
+
+def _check_fit(config):
+    """Refuses a model for fewer words or classes than the data have, or for other channels; JAX would not."""
+    for ours, theirs, fits in FITS:
+        if hasattr(config.model, ours) and hasattr(config.data, theirs):
+            model, data = getattr(config.model, ours), getattr(config.data, theirs)
+            if not fits(model, data):
+                raise ValueError(f"model.{ours} must be that of the data, which have {data} {theirs}; got {model}")
 
 
 def _due(step, every):

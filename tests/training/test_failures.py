@@ -9,6 +9,7 @@ import pytest
 
 from jaxdeq.training import CheckpointError, Diverged, Penalty
 from jaxdeq.training._log import Watch
+from jaxdeq.training._saves import _options
 from tests.training import tiny
 from tests.training.processes import arrays, elsewhere, records
 
@@ -43,6 +44,11 @@ def test_a_loss_that_is_not_a_number(tmp_path):
     kept = arrays(tmp_path / "bad", 4)
     assert all(np.isfinite(x).all() for x in kept.values())
     assert all(record["step"] < 6 for record in records(tmp_path / "bad"))
+    mended = replace(
+        tiny.EXPLICIT, data=tiny.Patches(), optimizer=replace(tiny.EXPLICIT.optimizer, clip=1.0, decay=0.1)
+    )
+    with pytest.warns(UserWarning, match=r"goes on with other settings: .*optimizer.clip.* -> 1.0"):
+        assert tiny.run(mended, tmp_path / "bad")["finished"]
 
 
 def test_a_penalty_needs_an_equilibrium():
@@ -50,8 +56,27 @@ def test_a_penalty_needs_an_equilibrium():
         replace(tiny.EXPLICIT, penalty=Penalty(1.0))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": 2}, "model.classes must be that of the data, which have 3 classes; got 2"),
+        ({"inputs": 1}, "model.inputs must be that of the data, which have 3 channels; got 1"),
+    ],
+)
+def test_a_model_that_the_data_do_not_fit(change, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        tiny.run(replace(tiny.EXPLICIT, model=replace(tiny.EXPLICIT.model, **change)), tmp_path)
+
+
+def test_a_score_that_is_not_a_number_is_the_worst():
+    good = _options(tiny.EXPLICIT).best_fn
+    assert good({"accuracy": 0.1}) > good({"accuracy": np.nan})
+    assert good({"accuracy": 0.1}) < good({"accuracy": 0.2})
+
+
 def look(watch, **record):
-    usual = {"forward_converged": 0.95, "forward_residual": 1e-3, "forward_failed": 0.0}
+    one_way = {"converged": 0.95, "residual": 1e-3, "failed": 0.0}
+    usual = {f"{way}_{name}": value for way in ("forward", "backward") for name, value in one_way.items()}
     watch.look(7, usual | record)
 
 
@@ -61,6 +86,8 @@ def look(watch, **record):
         {"forward_converged": 0.4},
         {"forward_residual": 0.2},
         {"forward_failed": 0.1},
+        {"backward_converged": 0.4, "backward_residual": 1e-3, "backward_failed": 0.0},
+        {"backward_converged": 0.0, "backward_residual": 0.2, "backward_failed": 0.0},
     ],
 )
 def test_solves_that_stop_converging(record):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from experiments.data.batches import Host, shuffled
 from jaxdeq.training import Budget, Penalty
 from jaxdeq.training._plan import plan
 
@@ -16,6 +17,15 @@ def test_frequency():
     assert share == pytest.approx(0.35, abs=0.03)
     assert not any(p.penalised for p in plans(Penalty(weight=0.0, frequency=0.35)))
     assert all(p.penalised for p in plans(Penalty(weight=1.0)))
+
+
+def test_draws_are_not_those_of_the_augmentation():
+    """Data sets draw from seed and step too."""
+    rows = lambda examples, draws: {"draws": draws}
+    data = iter(shuffled(rows, 1000, batch=2, seed=7, draws=3, host=Host(0, 1)))
+    first = [next(data)["draws"][0, 0] < 0.5 for _ in range(500)]
+    coins = [p.penalised for p in plans(Penalty(weight=1.0, frequency=0.5), steps=500)]
+    assert np.mean(np.equal(first, coins)) == pytest.approx(0.5, abs=0.1)
 
 
 def test_draws_are_functions_of_seed_and_step():

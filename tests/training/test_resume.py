@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import time
 
@@ -27,6 +28,7 @@ def interrupted(work, draw, kills, how):
         said, _ = process.communicate(timeout=120)
         if how == signal.SIGTERM:
             assert process.returncode == 0, said
+            assert records(work)[-1]["step"] == int(re.search(r"stopped after step (\d+)", said)[1])
     finish(start(work))
 
 

@@ -134,10 +134,10 @@ def test_rows_are_of_one_process():
     devices = np.array([device(0), device(0), device(1), device(1)])
     for data, model in ((2, 2), (4, 1)):
         sizes = {"data": data, "fsdp": 1, "model": model}
-        check_rows(8, 1, SimpleNamespace(shape=sizes, devices=devices.reshape(data, 1, model)))
+        check_rows("batch", 8, 1, SimpleNamespace(shape=sizes, devices=devices.reshape(data, 1, model)))
     sizes = {"data": 1, "fsdp": 1, "model": 4}
     with pytest.raises(ValueError, match="on the devices of one process; got 4 over"):
-        check_rows(8, 1, SimpleNamespace(shape=sizes, devices=devices.reshape(1, 1, 4)))
+        check_rows("batch", 8, 1, SimpleNamespace(shape=sizes, devices=devices.reshape(1, 1, 4)))
 
 
 def test_rates():

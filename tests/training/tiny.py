@@ -54,6 +54,8 @@ class Patches:
     """Images whose brightest channel is their class."""
 
     bad: int = -1  # the number of a batch with a NaN in it
+    classes = CLASSES
+    channels = 3
 
     def make(self, seed: Any, batch: int, weighted: bool) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(seed)
@@ -81,6 +83,7 @@ class Counting:
     """Text that counts, from row to row in other steps, so that the next word follows from the last two."""
 
     length: int = 6
+    vocab = WORDS
 
     def make(self, i: int, batch: int, weighted: bool) -> dict[str, np.ndarray]:
         words = np.arange(self.length + 1)[None] + self.length * i

@@ -119,16 +119,20 @@ def test_nothing_is_left_of_an_encoding_that_failed(data, monkeypatch):
 
 
 def test_another_process_may_be_first(data, monkeypatch):
-    """Both encode; the second finds the folder there."""
-    rename = os.rename
+    """Both encode; the second finds the folder there, and leaves it."""
+    fill, homes = wikitext.fill, lambda: [path.stat().st_ino for path in data.folder.glob("encoded-*")]
+    found = []
 
-    def late(scratch, home):
-        monkeypatch.setattr(os, "rename", rename)
+    def late(files, folder):
+        monkeypatch.setattr(wikitext, "fill", fill)
+        fill(files, folder)
         data.text()
-        rename(scratch, home)
+        found.extend(homes())
 
-    monkeypatch.setattr(os, "rename", late)
+    monkeypatch.setattr(wikitext, "fill", late)
     np.testing.assert_array_equal(data.text().splits["train"], TRAIN)
+    assert homes() == found
+    assert len(found) == 1
     assert len(list(data.folder.iterdir())) == 4
 
 
