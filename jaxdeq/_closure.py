@@ -120,7 +120,7 @@ def spread_like(z: Any, like: Any) -> Any:
 
 
 def _spread(x: jax.Array, like: Any) -> jax.Array:
-    axes = _varying(like) - _varying(jax.typeof(x))
+    axes = varying(like) - varying(jax.typeof(x))
     if axes:
         x = jax.lax.pcast(x, tuple(sorted(axes)), to="varying")
     sharding = like.sharding
@@ -129,5 +129,6 @@ def _spread(x: jax.Array, like: Any) -> jax.Array:
     return x
 
 
-def _varying(x: Any) -> frozenset:
+def varying(x: Any) -> frozenset:
+    """The axes of a `shard_map` over which a value varies, by its type."""
     return frozenset() if x.manual_axis_type is None else x.manual_axis_type.varying

@@ -3,6 +3,7 @@
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 from jax.extend.core import Literal
 
 
@@ -15,7 +16,7 @@ def fingerprint(jaxpr: Any) -> tuple:
 
     def atom(v):
         if isinstance(v, Literal):
-            return ("literal", str(v.val), v.aval)
+            return ("literal", _number(v.val), v.aval)
         return number.setdefault(v, len(number))
 
     def variables(vs):
@@ -53,6 +54,14 @@ def _rule(value: Any) -> Any:
         return value.__code__
     inner = next((cells[name] for name in ("fn", "jvp", "fwd") if name in cells), None)
     return _hashable(value) if inner is None else _rule(inner.cell_contents)
+
+
+def _number(value: Any) -> Any:
+    """All bits of a number or an array; text would leave some out."""
+    try:
+        return np.asarray(value).tobytes()
+    except TypeError:  # a random key
+        return _Same(value)
 
 
 class _Same:

@@ -13,7 +13,7 @@ from jaxdeq._types import Limits, Map, Solution, Solver, Stats, Status
 RUNNING = -1  # the status of a problem that has not stopped
 NOISE = 64  # machine epsilons: below this, a residual that stops falling is round-off ...
 COARSE = 1 / 16  # ... unless it is above this: half of `f(z)` is no round-off, in bfloat16 neither
-PATIENCE = 8  # steps without a new lowest residual there, before giving up
+PATIENCE = 8  # steps without a new lowest residual there, before giving up; an eighth of all, if that is more
 
 
 class Progress(NamedTuple):
@@ -46,7 +46,7 @@ def start(solver: Solver, f: Map, z0: Any, limits: Limits, trace: int) -> Progre
     budget = jnp.asarray(limits.max_steps, jnp.int32)
     state = solver.init(f, z0)
     if hasattr(state, "left"):  # added, so that it is spread over the mesh as the solver's count will be
-        state = state._replace(left=state.left + jnp.max(budget))
+        state = state._replace(left=state.left + budget)
     zero = full(0, jnp.int32)
     return Progress(
         state=state,
@@ -79,9 +79,8 @@ def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
     better = active & finite & (converged | (residual < p.residual))
     stalled = jnp.where(better, 0, stalled + 1)
     lowest = jnp.where(better, residual, p.residual)
-    at_noise = (lowest <= min(NOISE * eps, COARSE)) & (stalled >= PATIENCE)
-
     steps = jnp.where(active, steps + made, steps)
+    at_noise = (lowest <= min(NOISE * eps, COARSE)) & (stalled >= jnp.maximum(PATIENCE, steps // 8))
     given_up = at_noise | (steps >= jnp.asarray(limits.max_steps, jnp.int32))
     status = jnp.where(given_up, jnp.int32(Status.MAX_STEPS), jnp.int32(RUNNING))
     status = jnp.where(finite, status, jnp.int32(Status.NONFINITE))

@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdeq._closure import Hoisted, hoist
+from jaxdeq import _tree as tree
+from jaxdeq._closure import Hoisted, hoist, spread_like
+from jaxdeq._collectives import check_alone
 from jaxdeq._loop import iterate
 from jaxdeq._split import split
 from jaxdeq._types import Adjoint, BackwardStats, Limits, Map, Problem, Solution, Solver
@@ -23,6 +25,7 @@ def forward(problem: Problem, operands: Any, z0: Any, limits: Limits) -> Solutio
         f = Map(lambda z: problem.f(operands, z), problem.batch)
         return iterate(problem.solver, f, z0, limits, problem.trace)
 
+    check_alone(problem.f, z0, problem.batch)
     limits = Limits(*map(jnp.asarray, limits))
     if problem.batch:
         return run(operands, z0, limits)
@@ -33,11 +36,23 @@ def forward(problem: Problem, operands: Any, z0: Any, limits: Limits) -> Solutio
         axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
         spread = lambda x, is_mapped: x if is_mapped else jnp.broadcast_to(x, (lanes, *x.shape))
         z0 = jax.tree.map(spread, z0, mapped[1])
+        pairs = zip(jax.tree.leaves((operands, z0)), jax.tree.leaves(mapped[:2]), strict=True)
+        z0 = _along(z0, [x for x, is_mapped in pairs if is_mapped])
         f = Map(lambda z: jax.vmap(problem.f, (axes[0], 0))(operands, z), batch=1)
         solution = iterate(problem.solver, f, z0, limits, problem.trace)
         return solution, jax.tree.map(lambda _: True, solution)
 
     return mappable(operands, z0, limits)
+
+
+def _along(z: Any, mapped: list[Any]) -> Any:
+    """`z` with its lanes over the mesh axis over which others lie, under Explicit axes: `vmap` has them all alike."""
+    shardings = [jax.typeof(x).sharding for x in mapped]
+    first = next((s for s in shardings if not s.mesh.empty and s.spec and s.spec[0] is not None), None)
+    if first is None:
+        return z
+    spec = lambda x: jax.sharding.PartitionSpec(first.spec[0], *jax.typeof(x).sharding.spec[1:])
+    return jax.tree.map(lambda x: jax.sharding.reshard(x, jax.NamedSharding(first.mesh, spec(x))), z)
 
 
 def with_pullback(
@@ -73,6 +88,8 @@ def with_pullback(
         return [next(values) if is_param else None for is_param in inexact], None, None, report
 
     run.defvjp(run_forward, run_backward)
+    if tap is not None:
+        tap = spread_like(tap, jax.tree.map(lambda x: jax.typeof(tree.full(z0, problem.batch, 0, x.dtype)), tap))
     return run(operands, z0, limits, tap)
 
 

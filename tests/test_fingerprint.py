@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Literal
 
 from jaxdeq import fixed_point
 from jaxdeq._closure import Hoisted, trace_map
+from jaxdeq._fingerprint import fingerprint
 
 W = 0.2 * jax.random.normal(jax.random.key(0), (3, 3))
 X = jnp.array([1.0, -2.0, 0.5])
@@ -69,6 +71,21 @@ def test_constants_inside_a_compiled_function():
     a, b = (fixed_point(lambda z, f=f: f(z / 2), Z).z for f in (f, g))
     np.testing.assert_allclose(a, 2, rtol=1e-3)
     np.testing.assert_allclose(b, 10, rtol=1e-3)
+
+
+def test_literals_differ_in_any_number():
+    """JAX may put whole arrays into a program as literals, of which text shows only some numbers."""
+
+    def program(number):
+        x = np.zeros(2000)
+        x[1000] = number
+        jaxpr = jax.make_jaxpr(lambda z: z + 1.0)(Z).jaxpr
+        (eqn,) = jaxpr.eqns
+        literal = Literal(x, jax.typeof(jnp.asarray(x)))
+        return fingerprint(jaxpr.replace(eqns=[eqn.replace(invars=[eqn.invars[0], literal])]))
+
+    assert program(0.0) == program(0.0)
+    assert program(0.0) != program(1.0)
 
 
 def test_the_structure_is_part_of_the_map():

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "jaxdeq"
 FLOORS = [
     {"_checks", "_eliminate", "_fingerprint", "_inline", "_search", "_tree", "_types"},
     {"_closure", "_loop", "solvers"},
-    {"_split"},
+    {"_collectives", "_split"},
     {"_rule"},
     {"adjoints"},
     {"_fixed_point", "_regularizers"},

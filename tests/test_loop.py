@@ -101,6 +101,13 @@ def test_round_off_ends_the_run_after_some_patience():
     assert stats.residual == pytest.approx(low, rel=0.05)
 
 
+def test_a_long_run_is_given_more_patience():
+    low = NOISE * EPS / 2
+    falling = list(np.geomspace(0.5, low, 160))
+    stats = visit(falling + 60 * [2 * low], rtol=0.0).stats
+    assert 17 < stats.steps - 160 < 30
+
+
 def test_a_plateau_above_round_off_does_not():
     assert visit([0.5] + 20 * [0.75], rtol=0.0).stats.steps == 21
 

@@ -140,6 +140,61 @@ def local(mesh, **settings):
     return jax.grad(lambda w, x: jnp.sum(spread(w, x) ** 2))
 
 
+def test_the_backward_solve_can_be_seen(mesh):
+    """The tap is not spread over the mesh, and what it hears is."""
+    w, x = place(mesh)
+    solve = lambda tap: jaxdeq.fixed_point(f, jnp.zeros(X.shape), w, x, batched=True, tap=tap).z.sum()
+    stats = jax.jit(jax.grad(solve))(jaxdeq.BackwardStats.empty(BATCH))
+    assert jnp.all(stats.steps > 1)
+    assert jnp.all(stats.residual < 1e-2)
+
+
+def test_the_backward_solve_can_be_seen_inside_shard_map():
+    """The sum over devices: statistics add up."""
+    mesh = jax.make_mesh((4,), ("data",))
+    run = lambda x, tap: jaxdeq.fixed_point(lambda z: 0.5 * z + x, jnp.zeros(x.shape), tap=tap).z
+    spread = jax.shard_map(run, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+    alone, tap = jax.grad(lambda tap: run(X[:2], tap).sum()), jaxdeq.BackwardStats.empty()
+    x = jax.device_put(jnp.tile(X[:2], (4, 1)), NamedSharding(mesh, P("data")))
+    got = jax.jit(jax.grad(lambda tap, x: spread(x, tap).sum()))(tap, x)
+    assert got.steps == 4 * alone(tap).steps > 0
+
+
+@pytest.mark.parametrize("start", [lambda x: jnp.zeros(SIZE), lambda x: 0 * x], ids=["one", "each"])
+def test_vmap(mesh, start):
+    """A lane on each device, from a start that all share or from their own."""
+    x = jax.device_put(X, NamedSharding(mesh, P("data")))
+    one = lambda x: jaxdeq.fixed_point(lambda z: 0.5 * jnp.tanh(z) + x, start(x), rtol=1e-6).z
+    got = jax.jit(jax.vmap(jax.value_and_grad(lambda x: one(x).sum())))(x)
+    want = jax.vmap(jax.value_and_grad(lambda x: one(x).sum()))(jax.device_get(X))
+    chex.assert_trees_all_close(jax.device_get(got), jax.device_get(want), rtol=1e-4)
+
+
+@pytest.mark.parametrize("talk", [jax.lax.pmean, partial(jax.lax.ppermute, perm=[(0, 1), (1, 0)])])
+def test_maps_that_wait_for_others_are_refused(talk):
+    """They would wait for ever: in `shard_map` each device stops by itself."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    solve = lambda x: jaxdeq.fixed_point(lambda z: jnp.tanh(0.3 * jax.jit(lambda z: talk(z, "data"))(z)) + x, 0 * x).z
+    with pytest.raises(ValueError, match=r"mesh axes \['data'\], over which z varies"):
+        jax.shard_map(solve, mesh=mesh, in_specs=P("data"), out_specs=P("data"))(X)
+    with pytest.raises(ValueError, match="an axis of a vmap: solve the whole batch at once"):
+        jax.vmap(solve, axis_name="data")(X[:2])
+
+
+def test_a_state_that_all_devices_share_may_use_a_collective():
+    """Layers in parts: what each device computes is added up, and all take the same steps."""
+    mesh = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Auto,))
+
+    def solve(w, x):
+        layer = lambda z: jnp.tanh(jax.lax.psum(z[:, rows()] @ w, "model") + x)
+        rows = lambda: jax.lax.axis_index("model") * len(w) + jnp.arange(len(w))
+        return jaxdeq.fixed_point(layer, jnp.zeros(x.shape), rtol=1e-6, solver=solvers.Picard()).z
+
+    got = jax.jit(jax.shard_map(solve, mesh=mesh, in_specs=(P("model"), P()), out_specs=P()))(W, X)
+    want = jaxdeq.fixed_point(lambda z: jnp.tanh(z @ W + X), jnp.zeros(X.shape), rtol=1e-6, solver=solvers.Picard()).z
+    chex.assert_trees_all_close(jax.device_get(got), jax.device_get(want), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)

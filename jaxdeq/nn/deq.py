@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
@@ -203,7 +204,8 @@ class DEQ(nnx.Module):
             return
         if jax.tree.leaves(nnx.state(self.cell, nnx.BatchStat)):
             module = nnx.merge(apply.graphdef, jax.lax.stop_gradient(cell), copy=True)
-            module(*jax.lax.stop_gradient((z, *args)))
+            still = lambda x: jax.lax.stop_gradient(x) if isinstance(x, (jax.Array, np.ndarray)) else x
+            module(*jax.tree.map(still, (z, *args)))
             nnx.update(self.cell, nnx.state(module, nnx.BatchStat))
 
 

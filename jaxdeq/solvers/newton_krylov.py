@@ -79,7 +79,7 @@ class NewtonKrylov:
     def init(self, f: Map, z0: Any) -> NewtonKrylovState:
         dtype = tree.real_dtype(*(x.dtype for x in jax.tree.leaves(z0)))
         search = Search(tree.full(z0, f.batch, 1, dtype), tree.full(z0, f.batch, jnp.inf, dtype))
-        return NewtonKrylovState(z0, z0, tree.keep(jnp.bool_(False), z0), search, tree.full(z0, 0, 0, jnp.int32))
+        return NewtonKrylovState(z0, z0, tree.keep(jnp.bool_(False), z0), search, tree.full(z0, f.batch, 0, jnp.int32))
 
     def step(self, f: Map, state: NewtonKrylovState) -> NewtonKrylovState:
         z = tree.axpy(state.search.length, state.move, state.z)
@@ -108,10 +108,10 @@ class NewtonKrylov:
         start = tree.scale(1 / jnp.where(size > 0, size, 1), rhs)
         full = lambda value, *shape: tree.full(rhs, batch, value, size.dtype, shape)
         room, matrix, against = tree.zeros(rhs, self.krylov), full(0, self.krylov, self.krylov), full(0, self.krylov)
-        carry = Krylov(start, start, room, matrix, against, size > 0, left)
+        carry = Krylov(start, start, room, matrix, against, (size > 0) & (left > 0), left)
 
         def product(carry, index):
-            go = jnp.any(carry.active) & (carry.left > 0)
+            go = jnp.any(carry.active)
             return lax.cond(go, lambda c: self._product(batch, apply, c, index), lambda c: c, carry), None
 
         # Not a `while_loop`, so that it can be differentiated.
@@ -144,8 +144,8 @@ class NewtonKrylov:
             tree.put(c.basis, index, q),
             lax.dynamic_update_index_in_dim(c.matrix, jnp.where(usable, column, 0), index, 1),
             lax.dynamic_update_index_in_dim(c.against, share, index, 0),
-            usable & (tree.dot(residual, residual, batch) > self.forcing**2),
-            c.left - 1,
+            usable & (tree.dot(residual, residual, batch) > self.forcing**2) & (c.left > 1),
+            c.left - c.active.astype(jnp.int32),
         )
 
 

@@ -210,6 +210,19 @@ def test_arguments_that_are_not_arrays(cell):
     assert jnp.abs(once - twice).max() > 0.1
 
 
+def test_arguments_that_are_not_arrays_beside_batch_statistics():
+    class Cell(nnx.Module):
+        def __init__(self):
+            self.norm = nnx.BatchNorm(6, rngs=nnx.Rngs(0))
+
+        def __call__(self, z, x, activation):
+            return 0.3 * getattr(jnp, activation)(self.norm(z)) + x
+
+    cell = Cell()
+    assert DEQ(cell)(inputs(3, 6), "tanh").z.shape == (3, 6)
+    assert jnp.any(cell.norm.mean[...] != 0)
+
+
 def test_settings_reach_the_solve(cell):
     x = inputs(3, 6)
     out = DEQ(cell, solver=solvers.Picard(), rtol=1e-5, atol=0.0, max_steps=9, batched=True, trace=12)(x)

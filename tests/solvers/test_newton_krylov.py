@@ -104,6 +104,23 @@ def test_backs_away_from_where_f_is_not_finite():
     np.testing.assert_array_equal(z, -1.0)
 
 
+def test_a_batch_mate_spends_no_budget():
+    """Nor does one with a larger budget lend any."""
+    rates = jnp.array([0.5, -3.0])
+    easy, hard = (rates[i] * jnp.ones((1, 4)) * jnp.array([1.0, 0.9, 0.7, 0.2]) for i in range(2))
+
+    def steps(rate, max_steps):
+        solve = lambda rate, n: fixed_point(lambda z: rate * z + 1, jnp.zeros(4), solver=NewtonKrylov(), max_steps=n)
+        return jax.vmap(solve)(rate, max_steps)
+
+    alone = steps(easy, jnp.array([12]))
+    beside = steps(jnp.concatenate([easy, hard]), jnp.array([12, 60]))
+    np.testing.assert_array_equal(beside.z[0], alone.z[0])
+    assert beside.stats.steps[0] == alone.stats.steps[0]
+    short = steps(jnp.concatenate([hard, hard]), jnp.array([3, 60]))
+    assert short.stats.steps[0] <= 3 < short.stats.steps[1]
+
+
 def test_needs_forward_mode():
     """A map with a reverse rule only is refused by jax, in words that name it."""
     f = jax.custom_vjp(jnp.cos)

@@ -21,7 +21,6 @@ class Row:
     solver: Any
     small: Any  # with a short memory, for it compiles faster
     quasi_newton: bool = True  # converges on maps that do not contract
-    lockstep: bool = False  # in a batch, a problem pays for products that its mates need
 
 
 ROWS = [
@@ -29,7 +28,7 @@ ROWS = [
     Row(solvers.Anderson(), solvers.Anderson(history=2)),
     Row(solvers.Broyden(), solvers.Broyden(history=2)),
     Row(solvers.Broyden(history=6, line_search=True), solvers.Broyden(history=2, line_search=True)),
-    Row(solvers.NewtonKrylov(krylov=8), solvers.NewtonKrylov(krylov=2), lockstep=True),
+    Row(solvers.NewtonKrylov(krylov=8), solvers.NewtonKrylov(krylov=2)),
 ]
 EVERY = pytest.mark.parametrize("solver", [row.solver for row in ROWS], ids=str)
 EVERY_SMALL = pytest.mark.parametrize("solver", [row.small for row in ROWS], ids=str)
@@ -175,7 +174,7 @@ def test_vmap_equals_separate_solves(row):
     for i in range(3):
         alone = one(x[i], rates[i])
         np.testing.assert_allclose(together.z[i], alone.z, rtol=1e-4, atol=1e-5)
-        assert row.lockstep or together.stats.steps[i] == alone.stats.steps
+        assert together.stats.steps[i] == alone.stats.steps
 
 
 @EVERY_SMALL
