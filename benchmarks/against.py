@@ -104,13 +104,8 @@ def in_torch(worker: peers.TorchDEQ, solver: str, problem: Problem, exact: Any) 
 
 
 def loosest(attempt: Callable[[float], Contender | None], factors: tuple[float, ...]) -> Contender | None:
-    """By bisection: what is right with a tolerance is taken to be right with the tighter ones."""
-    best, first, last = None, 0, len(factors)  # the answer, and where the loosest right one still may be
-    while first < last:
-        middle = (first + last) // 2
-        found = attempt(factors[middle])
-        best, first, last = (found, first, middle) if found else (best, middle + 1, last)
-    return best
+    """The first that is right. One by one: some libraries fail with tighter tolerances than they can reach."""
+    return next(filter(None, map(attempt, factors)), None)
 
 
 def right(problem: Problem, answer: Answer, by_params: Any, exact: Any) -> float | None:

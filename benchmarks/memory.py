@@ -21,6 +21,7 @@ from jaxdeq.models import (
     TransformerXL,
     TransformerXLConfig,
     mdeq_configs,
+    resnet50,
     resnet101,
     transformer_configs,
     transformer_xl_wt103,
@@ -31,6 +32,7 @@ def training(plan: Plan) -> Iterator[Row]:
     """Temporary bytes of a training step's gradient, in those of a model of layers; compiled, not run."""
     text = SMALL if plan.tiny else replace(transformer_configs.wt103_reg(), memory=LENGTH)
     layers = TransformerXLConfig(layers=18, **common(SMALL)) if plan.tiny else transformer_xl_wt103()
+    layers = replace(layers, keep=text.keep, parts=text.parts)  # both compute parts of the wide layer again
     unit = temporaries(*language(TransformerXL, layers))
     for budget in (text.max_steps, 2 * text.max_steps):
         size = temporaries(*language(DEQTransformerLM, replace(text, max_steps=budget))) / unit
@@ -38,12 +40,23 @@ def training(plan: Plan) -> Iterator[Row]:
         yield Row("training", name, f"DEQ-Transformer, {budget} steps", exactly(size), 0.5)
     pixels = (2, 16, 16, 3) if plan.tiny else (2 * BATCH, SIDE, SIDE, 3)
     image = mdeq_configs.cifar10_tiny() if plan.tiny else mdeq_configs.imagenet_small_reg()
-    layers = ResNetConfig((1,), 10, width=8, small_images=True) if plan.tiny else resnet101()
-    unit = temporaries(*vision(ResNet, layers, pixels))
-    for budget in (image.max_steps, 2 * image.max_steps):
-        size = temporaries(*vision(MDEQClassifier, replace(image, max_steps=budget), pixels)) / unit
-        name = f"{' x '.join(map(str, pixels[:-1]))}, beside {'a small ResNet' if plan.tiny else 'ResNet-101'}"
-        yield Row("training", name, f"MDEQ, {budget} steps", exactly(size), 0.5)
+    small = ResNetConfig((1,), 10, width=8, small_images=True)
+    sizes = {
+        budget: temporaries(*vision(MDEQClassifier, replace(image, max_steps=budget), pixels))
+        for budget in (image.max_steps, 2 * image.max_steps)
+    }
+    for beside in [small] if plan.tiny else [resnet101(), resnet50()]:
+        unit = temporaries(*vision(ResNet, beside, pixels))
+        name = f"{' x '.join(map(str, pixels[:-1]))}, beside a ResNet of {millions(ResNet, beside)} M parameters"
+        for budget, size in sizes.items():
+            contender = f"MDEQ of {millions(MDEQClassifier, image)} M, {budget} steps"
+            yield Row("training", name, contender, exactly(size / unit), 0.5)
+
+
+def millions(build: Callable[..., Any], config: Any) -> str:
+    """Parameters of a model."""
+    model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+    return f"{sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))) / 1e6:.1f}"
 
 
 def common(config: LMConfig) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Other libraries as contenders, as far as they are installed; each with the settings that its users start from.
+"""Other libraries as contenders, as far as they are installed: with the settings that users start from, and a longer
+history for Anderson acceleration, as ours have.
 
 Their stop rules differ. What each is asked for is therefore chosen by measurement: the loosest tolerance
 whose answer and gradient are as good as ours are asked to be (see `against.compiled`).
@@ -63,9 +64,11 @@ def banax(name: str, **settings: Any) -> Solve:
 ALL: dict[str, Callable[[], Solve]] = {
     "jaxopt FixedPointIteration": lambda: jaxopt("FixedPointIteration"),
     "jaxopt AndersonAcceleration": lambda: jaxopt("AndersonAcceleration"),
+    "jaxopt AndersonAcceleration(10)": lambda: jaxopt("AndersonAcceleration", history_size=10),
     "optimistix FixedPointIteration": lambda: optimistix("FixedPointIteration"),
     "banax Picard": lambda: banax("Picard"),
     "banax Anderson": lambda: banax("Anderson"),
+    "banax Anderson(10)": lambda: banax("Anderson", depth=10),
     "banax Broyden": lambda: banax("Broyden"),
 }
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 SHORTEST = 0.02  # seconds a measurement; faster functions are called several times
+PAUSE = 0.05  # seconds before each: threads of another library go on spinning, and took a third of the unit's time
 LIMIT, FEWEST = 15.0, 5  # after so many seconds no round begins, but there are at least so many
 
 
@@ -38,6 +39,9 @@ def interleave(runs: dict[str, Callable[[], Any]], repetitions: int, shortest: f
 
 
 def measure(run: Callable[[], Any], calls: int) -> float:
+    time.sleep(PAUSE)
+    if calls > 1:  # a fast one finds its caches cold after the pause
+        jax.block_until_ready(run())
     start = time.perf_counter()
     for _ in range(calls):
         jax.block_until_ready(run())

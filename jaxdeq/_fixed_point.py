@@ -56,7 +56,8 @@ def fixed_point(
       TypeError: a leaf of `z0` that is not floating or complex; a result of another structure or
         dtype than `z0`; a setting of the wrong type.
       ValueError: an empty `z0`; a result of another shape; a setting out of range; leaves
-        without the common leading axis that `batched` needs.
+        without the common leading axis that `batched` needs; a collective in `f`, under `shard_map`
+        with a state that differs from device to device, or under `vmap`.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxdeq

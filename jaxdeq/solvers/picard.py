@@ -17,7 +17,7 @@ class PicardState(NamedTuple):
 class Picard:
     """Repeats `z <- (1 - damping) z + damping f(z)`.
 
-    Converges where `f` contracts: each step divides the error by the spectral radius of the
+    Converges where `f` contracts: each step multiplies the error by about the spectral radius of the
     Jacobian. One evaluation of `f` a step; holds one copy of `z` and one of `f(z)`.
 
     Args:
