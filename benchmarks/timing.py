@@ -1,5 +1,6 @@
 """Times that can be compared: taken in turns, and given as ratios."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-SHORTEST = 0.02  # seconds a measurement; faster functions are called several times
+SHORTEST = 0.05  # seconds a measurement; faster functions are called several times
 PAUSE = 0.05  # seconds before each: threads of another library go on spinning, and took a third of the unit's time
 LIMIT, FEWEST = 15.0, 5  # after so many seconds no round begins, but there are at least so many
 
@@ -24,17 +25,19 @@ class Ratio(NamedTuple):
 def interleave(runs: dict[str, Callable[[], Any]], repetitions: int, shortest: float = SHORTEST) -> dict[str, Any]:
     """Seconds a call, up to `[repetitions]` each: in every round each function has its turn.
 
+    In an order drawn anew for each round, so that no function always follows one that leaves the machine busy.
     Each is called once before, to compile and to warm up, and then to see how many calls make a
     measurement of `shortest` seconds. Slow functions get fewer rounds: see `LIMIT`.
     """
     calls = {}
     for name, run in runs.items():
         measure(run, 1)
-        calls[name] = max(1, int(shortest / measure(run, 1)))
+        calls[name] = max(1, math.ceil(shortest / measure(run, 1)))
     rounds: list[dict[str, float]] = []
+    order = np.random.default_rng(0)
     start = time.perf_counter()
     while len(rounds) < repetitions and (len(rounds) < FEWEST or time.perf_counter() - start < LIMIT):
-        rounds.append({name: measure(run, calls[name]) for name, run in runs.items()})
+        rounds.append({name: measure(runs[name], calls[name]) for name in order.permutation(list(runs))})
     return {name: np.array([times[name] for times in rounds]) for name in runs}
 
 
