@@ -45,12 +45,12 @@ def training(plan: Plan) -> Iterator[Row]:
         budget: temporaries(*vision(MDEQClassifier, replace(image, max_steps=budget), pixels))
         for budget in (image.max_steps, 2 * image.max_steps)
     }
-    for beside in [small] if plan.tiny else [resnet101(), resnet50()]:
+    for beside, target in [(small, None)] if plan.tiny else [(resnet101(), 0.5), (resnet50(), None)]:
         unit = temporaries(*vision(ResNet, beside, pixels))
         name = f"{' x '.join(map(str, pixels[:-1]))}, beside a ResNet of {millions(ResNet, beside)} M parameters"
         for budget, size in sizes.items():
             contender = f"MDEQ of {millions(MDEQClassifier, image)} M, {budget} steps"
-            yield Row("training", name, contender, exactly(size / unit), 0.5)
+            yield Row("training", name, contender, exactly(size / unit), target)
 
 
 def millions(build: Callable[..., Any], config: Any) -> str:

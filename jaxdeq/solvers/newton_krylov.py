@@ -46,7 +46,7 @@ class NewtonKrylov:
     An outer step costs one evaluation of `f` and at most `krylov` products, each worth about one
     evaluation and counted as one in the budget. The step from the last iterate is solved for before
     it is known to be the last. Problems in a batch make their products together. Holds
-    `krylov + 6` copies of `z`, and what the linearisation of `f` stores. `f` must have forward-mode derivatives.
+    `krylov + 8` copies of `z`, and what the linearisation of `f` stores. `f` must have forward-mode derivatives.
 
     Args:
       krylov: the most products an outer step; too few for the accuracy asked for still give

@@ -165,4 +165,4 @@ def test_radii_and_profiles_on_request(tmp_path):
     assert list((tmp_path / "work" / "profile").rglob("*.xplane.pb"))
     assert tiny.run(asked, tmp_path / "work") == first
     kinds = [(record["kind"], record["step"]) for record in records(tmp_path / "work")]
-    assert kinds == [("train", 2), ("valid", 3), ("test", 3)]
+    assert kinds == [("train", 2), ("train", 3), ("valid", 3), ("test", 3)]
