@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 SHORTEST = 0.05  # seconds a measurement; faster functions are called several times
-PAUSE = 0.05  # seconds before each: threads of another library go on spinning, and took a third of the unit's time
+PAUSE = 0.05  # seconds before each: right behind torchdeq, 1.3 ms of bare `f` took 2.2
 LIMIT, FEWEST = 15.0, 5  # after so many seconds no round begins, but there are at least so many
 
 

@@ -110,7 +110,7 @@ def write(files: dict[str, Path], home: Path) -> None:
             f"the encoded words cannot be written to {home.parent} ({error}): name another folder with the option cache"
         ) from error
     try:
-        with contextlib.suppress(OSError):  # it is damaged, or would have been used; now, as nobody is done yet
+        with contextlib.suppress(OSError):  # it is damaged, or would have been used; others still encode
             os.rename(home, scratch / "damaged")
         (scratch / "new").mkdir()
         fill(files, scratch / "new")
