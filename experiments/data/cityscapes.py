@@ -53,7 +53,8 @@ class Cityscapes(Streamed):
 
     Raises:
       FileNotFoundError: the data are not there.
-      ValueError: a broken record, a split of another name, a batch that the hosts cannot share.
+      OSError: a broken record.
+      ValueError: a split of another name, a batch that the hosts cannot share.
     """
 
     folder: Path | None = None  # of TensorFlow Datasets; None: TFDS_DATA_DIR, or ~/tensorflow_datasets

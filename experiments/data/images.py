@@ -90,7 +90,8 @@ class FashionMNIST(InMemory):
 
     Raises:
       FileNotFoundError: part="full" without its files in `folder`.
-      ValueError: a broken file, a split of another name, a batch that the hosts cannot share.
+      OSError: a broken file.
+      ValueError: a split of another name, a batch that the hosts cannot share.
     """
 
     part: Literal["12k", "full"] = "12k"  # 10,000 to train on and 2,000 to test on, or 60,000 and 10,000
@@ -147,4 +148,4 @@ def read_idx(path: Path) -> np.ndarray:
         shape = np.frombuffer(content, ">i4", axes, offset=4)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
-        raise ValueError(f"{path} is broken ({error}): get it anew") from error
+        raise OSError(f"{path} is broken ({error}): get it anew") from error

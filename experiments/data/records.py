@@ -47,12 +47,12 @@ class Records:
         """What `decode` makes of an example.
 
         Raises:
-          ValueError: a broken record; says which one.
+          OSError: a broken record; says which one.
         """
         try:
             return decode(self.source[example])
         except Exception as error:  # of a file, its compression, a protocol buffer or an image
-            raise ValueError(
+            raise OSError(
                 f"record {example} of {self.name}, split {self.split!r}, {place(self.folder)}, is broken "
                 f"({type(error).__name__}: {error}): prepare the data set anew"
             ) from error

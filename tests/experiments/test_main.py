@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from itertools import product
 
 import pytest
 
@@ -125,6 +126,11 @@ def test_wrong_options_are_refused(args, message, capsys):
     assert re.search(message, capsys.readouterr().err.replace("\n", " "))
 
 
+def written(options):
+    """As on a command line."""
+    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+
+
 @pytest.fixture
 def alone(monkeypatch):
     """This process already uses JAX, and can no longer look for others."""
@@ -133,17 +139,19 @@ def alone(monkeypatch):
 
 @pytest.mark.usefixtures("alone")
 def test_missing_data_end_in_one_error(tmp_path, capsys):
-    args = [
-        "cifar10_tiny",
-        "--data.folder",
-        str(tmp_path / "none"),
-        "--work",
-        str(tmp_path / "work"),
-        "--mesh.data",
-        "1",
-    ]
-    assert main(args) == 1
+    args = {"data.folder": tmp_path / "none", "work": tmp_path / "work", "mesh.data": 1}
+    assert main(["cifar10_tiny", *written(args)]) == 1
     assert "cifar10" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("alone")
+def test_broken_data_end_in_one_error(tmp_path, capsys):
+    for part, kind in product(("train", "t10k"), ("images-idx3", "labels-idx1")):
+        (tmp_path / f"{part}-{kind}-ubyte.gz").write_bytes(b"not gzip")
+    args = {"data.part": "full", "data.folder": tmp_path, "work": tmp_path / "work", "mesh.data": 1}
+    assert main(["fashion_mdeq", *written(args)]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"OSError: .*train-images-idx3-ubyte.gz is broken .*: get it anew", error)
 
 
 @pytest.mark.usefixtures("alone")
@@ -154,8 +162,7 @@ def test_trains_on_what_ships(tmp_path, capsys):
         "log.every": 1, "evaluation.batch": 500, "model.branches.0.channels": 8, "model.branches.1.channels": 8,
         "model.branches.0.head": 1, "model.branches.1.head": 1, "model.final-channels": 8, "model.unroll": 1,
     }  # fmt: skip
-    args = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    assert main(["fashion_mdeq", *args]) == 0
+    assert main(["fashion_mdeq", *written(options)]) == 0
     assert re.search(r"last: step 2, accuracy 0\.\d+, loss", capsys.readouterr().out)
     records = [json.loads(line) for line in (tmp_path / "fashion" / "metrics.jsonl").read_text().splitlines()]
     assert [(r["kind"], r["step"]) for r in records] == [("train", 1), ("train", 2), ("valid", 2), ("test", 2)]

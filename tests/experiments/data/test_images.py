@@ -151,14 +151,14 @@ def test_missing_files_are_named_with_a_remedy(full):
 def test_a_broken_file_is_named(full, content):
     path = full.folder / "train-images-idx3-ubyte.gz"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{path} is broken .*: get it anew"):
+    with pytest.raises(OSError, match=f"{path} is broken .*: get it anew"):
         full.train(2, 0, ALONE)
 
 
 def test_a_cut_file_is_named(full):
     path = full.folder / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="is broken"):
+    with pytest.raises(OSError, match="is broken"):
         full.train(2, 0, ALONE)
 
 

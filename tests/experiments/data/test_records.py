@@ -259,7 +259,7 @@ def test_a_broken_record_is_named(damage, tmp_path):
         path.write_bytes(content)
     data = ImageNet(tmp_path, size=24, augment=False)
     pattern = rf"record \d of imagenet2012, split 'train', in {re.escape(str(tmp_path))}, is broken .*anew"
-    with pytest.raises(ValueError, match=pattern):
+    with pytest.raises(OSError, match=pattern):
         first(data.train(3, 0, ALONE), 2)
 
 
