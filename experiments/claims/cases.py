@@ -43,22 +43,25 @@ class Known(NamedTuple):
       config: of the model with an equilibrium and the penalty.
       explicit: a network without equilibrium, of as many parameters.
       score: what it is judged by, as its task calls it.
+      coarse: the same on grids as coarse as those of the equilibrium, where `explicit` has finer ones.
     """
 
     config: training.Config
     explicit: ResNetConfig | TransformerXLConfig
     score: str
+    coarse: ResNetConfig | None = None
 
 
 def full(name: Name) -> Known:
     """As in `experiments.configs`; the explicit networks are within 2 % of their parameters.
 
-    The ResNet has 13 convolutions and a linear layer, and works on all 32 x 32 pixels. The
-    Transformer-XL has 3 layers, four times as wide inside, with the same words, norms, memory and dropout.
+    The ResNet has 13 convolutions and a linear layer, and works on all 32 x 32 pixels, down to 8 x 8. On coarse
+    grids, with a stem that quarters the images, these are 8 x 8 to 2 x 2; the equilibrium's are 8 x 8 and 4 x 4.
+    The Transformer-XL has 3 layers, four times as wide inside, with the same words, norms, memory and dropout.
     """
     if name == "fashion_mdeq":
         resnet = ResNetConfig((2, 2, 2), classes=10, width=23, small_images=True, inputs=1)
-        return Known(configs.fashion_mdeq(), resnet, "accuracy")
+        return Known(configs.fashion_mdeq(), resnet, "accuracy", coarse=replace(resnet, small_images=False))
     config = configs.sotu_transformer()
     explicit = TransformerXLConfig(layers=3, **shared(config.model, width=104, inner=416))
     return Known(config, explicit, "perplexity")
@@ -72,10 +75,11 @@ def quick(name: Name) -> Known:
         few = {"branches": (Branch(8, 2),), "groups": 2, "expansion": 1, "final_channels": 8}
         model = replace(model, solver=solvers.Anderson(history=2), unroll=1, max_steps=4, **few)
         explicit: Any = replace(known.explicit, blocks=(1,), width=4)
+        coarse = replace(explicit, small_images=False)
     else:
         few = {"width": 16, "heads": 2, "inner": 16, "embed": 16, "memory": 8}
         model = replace(model, adjoint=adjoints.Implicit(max_steps=4), max_steps=4, **few)
-        explicit = replace(known.explicit, layers=1, **few)
+        explicit, coarse = replace(known.explicit, layers=1, **few), None
     config = replace(
         known.config,
         model=model,
@@ -88,7 +92,7 @@ def quick(name: Name) -> Known:
         log=replace(known.config.log, every=1),
         mesh=training.Mesh(data=1),
     )
-    return known._replace(config=config, explicit=explicit)
+    return known._replace(config=config, explicit=explicit, coarse=coarse)
 
 
 def shared(config: LMConfig, **others: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from matplotlib.ticker import LogFormatter
 
 from jaxdeq.plot import INK, style
 
-COLOURS = {"explicit": "#2ca05a", "plain": "#e8731a", "penalised": "#2f8fe0"}  # by form
+COLOURS = {"explicit": "#2ca05a", "coarse": "#8a8f98", "plain": "#e8731a", "penalised": "#2f8fe0"}  # by form
 
 
 UNITS = {

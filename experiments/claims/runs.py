@@ -14,10 +14,15 @@ from experiments.claims import cases
 from experiments.claims.where import where
 from jaxdeq import training
 
-Form = Literal["explicit", "plain", "penalised"]
+Form = Literal["explicit", "coarse", "plain", "penalised"]
 DEQ: tuple[Form, ...] = ("plain", "penalised")
 FORMS: tuple[Form, ...] = ("explicit", *DEQ)
-NAMES = {"explicit": "explicit network", "plain": "without the penalty", "penalised": "with the penalty"}
+NAMES = {
+    "explicit": "explicit network",
+    "coarse": "explicit network on coarse grids",
+    "plain": "without the penalty",
+    "penalised": "with the penalty",
+}
 
 
 class Run(NamedTuple):
@@ -61,17 +66,14 @@ class Run(NamedTuple):
 def config(model: cases.Name, form: Form, seed: int, folder: Path, quick: bool = False) -> training.Config:
     """A run of one of the embedded experiments: as it is there, but for the form and the seed."""
     known = cases.quick(model) if quick else cases.full(model)
+    unsolved = {"pretrain": 0, "penalty": training.Penalty(), "budget": training.Budget()}
     changes: dict[str, Any] = {
         "plain": {"penalty": replace(known.config.penalty, weight=0.0)},
         "penalised": {},
-        "explicit": {
-            "model": known.explicit,
-            "pretrain": 0,
-            "penalty": training.Penalty(),
-            "budget": training.Budget(),
-        },
+        "explicit": {"model": known.explicit, **unsolved},
+        "coarse": {"model": known.coarse, **unsolved},
     }[form]
-    keep = 2 if form == "explicit" else 1000  # all: a study solves with what they hold
+    keep = 1000 if form in DEQ else 2  # all: a study solves with what they hold
     return replace(
         known.config,
         seed=seed,

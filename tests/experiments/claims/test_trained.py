@@ -6,11 +6,13 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments.claims import cases, figure, measure, runs
 from experiments.claims.__main__ import Options, main
 from experiments.claims.cost import Cost
 from experiments.claims.evaluations import Evaluations
+from experiments.claims.explicit import forms
 from experiments.claims.runs import Run
 from experiments.claims.stability import Setting, Stability, solved, unstable, verdict
 from experiments.claims.stop import Stop
@@ -70,7 +72,7 @@ def test_models_stand_beside_explicit_ones(quick):
     _, tables = quick
     rows = {row[0]: row for row in tables["explicit"].rows}
     assert next(iter(rows)) == "ResNet"
-    assert len(rows) == 6
+    assert len(rows) == 7
     accuracy, perplexity = (tables["explicit"].columns.index(f"test {name}") for name in ("accuracy", "perplexity"))
     assert 0 <= rows["ResNet"][accuracy][0] <= 1
     assert rows["TransformerXL"][perplexity][0] > 1
@@ -129,13 +131,24 @@ def test_costs_are_relative_to_the_explicit_network(quick):
 
 @pytest.mark.parametrize("name", cases.NAMES)
 def test_forms_of_a_model_differ_in_what_is_compared(name, tmp_path):
-    explicit, plain, penalised = (runs.config(name, form, 0, tmp_path) for form in runs.FORMS)
+    found = {form: runs.config(name, form, 0, tmp_path) for form in forms(name)}
+    plain, penalised = found.pop("plain"), found.pop("penalised")
     assert penalised.penalty.weight > 0 == plain.penalty.weight
     assert replace(plain, penalty=penalised.penalty, work=penalised.work) == penalised
-    assert not explicit.implicit
-    assert cases.parameters(explicit) == pytest.approx(cases.parameters(plain), rel=0.02)
-    for setting in ("data", "optimizer", "steps", "batch", "seed"):
-        assert getattr(explicit, setting) == getattr(plain, setting)
+    for explicit in found.values():
+        assert not explicit.implicit
+        assert cases.parameters(explicit) == pytest.approx(cases.parameters(plain), rel=0.02)
+        for setting in ("data", "optimizer", "steps", "batch", "seed"):
+            assert getattr(explicit, setting) == getattr(plain, setting)
+
+
+def test_coarse_grids_are_those_of_the_equilibrium():
+    """Its finest features are as fine as the finest state."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, 1), np.float32)
+    known = cases.full("fashion_mdeq")
+    finest = lambda config: jax.eval_shape(lambda x: known.config.task.build(config, nnx.Rngs(0))(x).z, images)[0].shape
+    assert finest(known.coarse)[1:3] == finest(known.config.model)[1:3] == (8, 8)
+    assert finest(known.explicit)[1:3] == (32, 32)
 
 
 def test_memory_of_an_unrolled_layer_grows_with_its_length():
