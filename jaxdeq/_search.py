@@ -11,19 +11,19 @@ SHORTEST = 2.0**-4  # a step of this length is taken anyway, if finite: a way ou
 
 
 class Search(NamedTuple):
-    """The next trial's length, 1 being a full step, and the squared residual to be lowered."""
+    """The next trial's length, 1 being a full step, and the residual's norm, to be lowered."""
 
     length: jax.Array  # [*batch]
-    square: jax.Array  # [*batch]: infinite before the first trial, which is `z0` itself
+    size: jax.Array  # [*batch]: infinite before the first trial, which is `z0` itself
 
 
-def judge(search: Search, square: jax.Array) -> tuple[jax.Array, Search]:
-    """Whether to move to a trial with this squared residual, and the search after that.
+def judge(search: Search, size: jax.Array) -> tuple[jax.Array, Search]:
+    """Whether to move to a trial with a residual of this norm, and the search after that.
 
     The first trial is taken whatever it gives; later ones, if not finite, never are.
     """
-    enough = square <= (1 - DECREASE * search.length) ** 2 * search.square
-    last = jnp.isfinite(square) & (search.length <= SHORTEST)
-    accept = enough | last | jnp.isinf(search.square)
+    enough = size <= (1 - DECREASE * search.length) * search.size
+    last = jnp.isfinite(size) & (search.length <= SHORTEST)
+    accept = enough | last | jnp.isinf(search.size)
     length = jnp.where(accept, 1, SHRINK * search.length)
-    return accept, Search(length, jnp.where(accept, square, search.square))
+    return accept, Search(length, jnp.where(accept, size, search.size))

@@ -107,7 +107,7 @@ class Broyden:
         against = jnp.concatenate([across, unit(sg)[None]])
         search = state.search
         if search is not None:
-            accept, search = judge(search, tree.dot(g, g, f.batch))
+            accept, search = judge(search, tree.norm(g, f.batch))
             stay = jnp.concatenate([state.against[1:], unit(sg - sy)[None]])
             z, fz = tree.where(accept, z, state.z), tree.where(accept, fz, state.fz)
             against = jnp.where(accept, against, stay)

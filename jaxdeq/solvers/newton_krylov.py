@@ -85,11 +85,11 @@ class NewtonKrylov:
         z = tree.axpy(state.search.length, state.move, state.z)
         fz, jvp = jax.linearize(f.call, z)
         g = tree.sub(fz, z)
-        square = tree.dot(g, g, f.batch)
-        accept, search = judge(state.search, square)
+        size = tree.norm(lax.stop_gradient(g), f.batch)
+        accept, search = judge(state.search, size)
         # A problem whose trial was refused keeps its direction, and makes no products.
-        rhs = tree.keep(accept & jnp.isfinite(square), g)
-        move, left = self._solve(f.batch, lambda v: tree.sub(v, jvp(v)), rhs, state.left - 1)
+        size = jnp.where(accept & jnp.isfinite(size), size, 0)
+        move, left = self._solve(f.batch, lambda v: tree.sub(v, jvp(v)), g, size, state.left - 1)
         return NewtonKrylovState(
             tree.where(accept, z, state.z),
             tree.where(accept, fz, state.fz),
@@ -98,14 +98,16 @@ class NewtonKrylov:
             left,
         )
 
-    def _solve(self, batch: int, apply: Callable, rhs: Any, left: jax.Array) -> tuple[Any, jax.Array]:
+    def _solve(
+        self, batch: int, apply: Callable, rhs: Any, size: jax.Array, left: jax.Array
+    ) -> tuple[Any, jax.Array]:
         """Solves `apply(x) = rhs` by GMRES, within `left` products; also returns what is left.
 
         Its first basis vector is the right-hand side, each further one the last product, made
         orthonormal to those before it. Solving then takes no more than a triangular matrix.
+        `size` is the norm of `rhs`, or 0 for what is not to be solved: then `x` is 0.
         """
-        size = lax.stop_gradient(tree.norm(rhs, batch))  # a unit, of which `x` does not depend
-        start = tree.scale(1 / jnp.where(size > 0, size, 1), rhs)
+        start = tree.keep(size > 0, tree.scale(1 / jnp.where(size > 0, size, 1), rhs))
         full = lambda value, *shape: tree.full(rhs, batch, value, size.dtype, shape)
         room, matrix, against = tree.zeros(rhs, self.krylov), full(0, self.krylov, self.krylov), full(0, self.krylov)
         carry = Krylov(start, start, room, matrix, against, (size > 0) & (left > 0), left)

@@ -49,6 +49,18 @@ def test_a_linear_map_takes_one_newton_step():
     np.testing.assert_allclose(z, 1 / (1 - RATE), rtol=1e-3)
 
 
+def test_scale_of_the_equation_does_not_matter():
+    """Up to where squares of the residual over- and underflow, and beyond."""
+    f = lambda z, x: RATE * z + x
+    solve = lambda scale: fixed_point(f, jnp.zeros(4), jnp.full(4, scale), solver=NewtonKrylov(), rtol=1e-5)
+    _, plain = solve(1.0)
+    for scale in (2.0**-100, 2.0**100):
+        z, stats = solve(scale)
+        assert stats.converged
+        assert stats.steps == plain.steps
+        np.testing.assert_allclose(z / scale, 1 / (1 - RATE), rtol=1e-4)
+
+
 def test_converges_faster_and_faster():
     with jax.enable_x64(True):
         matrix = jnp.asarray(draw(8, 8, seed=12, size=0.6))
