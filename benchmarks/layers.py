@@ -76,7 +76,7 @@ def solve(config: DEQTransformerConfig, batch: int) -> Callable[[], Any]:
 
 
 def products(config: DEQTransformerConfig, batch: int) -> Callable[[], Any]:
-    """The layer's seven matrix products so many times over."""
+    """The layer's seven matrix products so many times over, the wide ones in as many parts as there."""
     d, heads, keys = config.width, config.heads, LENGTH + config.memory
     dtype, draw = jnp.dtype(config.dtype), np.random.default_rng(0).standard_normal
     matrix = lambda *shape: jnp.asarray(draw(shape) / shape[-2] ** 0.5, dtype)
@@ -90,9 +90,11 @@ def products(config: DEQTransformerConfig, batch: int) -> Callable[[], Any]:
         def body(_, carry):
             x, _, q, _ = carry
             inputs, output, widen, narrow = weights
+            parts = (x @ output).reshape(config.parts, -1, d)
+            inside = lax.map(lambda rows: (rows @ widen) @ narrow, parts).reshape(x.shape)
             attended = jnp.einsum("bhqk,bhkd->bhqd", jnp.einsum("bhqd,bhdk->bhqk", q, k), v)
             by_distance = jnp.einsum("bhqd,hdk->bhqk", q, r)
-            return ((x @ output) @ widen) @ narrow, x @ inputs, attended, by_distance
+            return inside, x @ inputs, attended, by_distance
 
         by_distance = jnp.zeros((batch, heads, LENGTH, keys), dtype)
         return lax.fori_loop(0, STEPS, body, (*start, by_distance))

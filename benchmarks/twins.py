@@ -80,8 +80,8 @@ def imagenet(dtype: str) -> Twins:
 
 
 def wikitext(dtype: str) -> Twins:
-    deq = replace(transformer_configs.wt103_reg(), dtype=dtype, parts=1)
-    explicit = replace(transformer_xl_wt103(), dtype=dtype)
+    deq = replace(transformer_configs.wt103_reg(), dtype=dtype, parts=1, memory=LENGTH)
+    explicit = replace(transformer_xl_wt103(), dtype=dtype, keep=deq.keep)  # both compute the same anew
     return text(f"WikiText-103, {BATCH} x {LENGTH}, {dtype}", deq, explicit, BATCH, LENGTH)
 
 

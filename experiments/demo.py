@@ -33,6 +33,7 @@ def main(config: Config) -> dict[str, dict[str, float]]:
     began = time.perf_counter()
     session = Session(config)
     start = session.fit(WARMUP, session.initial, range(config.warmup), frequency=0.0)
+    session.compile(start)
     epochs = range(config.warmup, config.warmup + config.epochs)
     results, traces = {}, {}
     for model, frequency in {PENALISED: config.frequency, PLAIN: 0.0}.items():
@@ -60,6 +61,13 @@ class Session:
         (config.work / "metrics.jsonl").write_text("")
         epochs = config.warmup + config.epochs * (1 + config.compare)
         self.bar = tqdm(total=epochs * demo_train.steps_per_epoch(config), unit="step", mininterval=0.5)
+
+    def compile(self, training: Training):
+        """Both kinds of step, before the clock of either model starts."""
+        self.bar.set_description("compiling")
+        batch = next(demo_train.batches(self.config, self.train, 0))
+        for penalised in {False, self.config.frequency > 0}:
+            demo_train.step(self.config, self.graphdef, training, batch, warmup=False, penalised=penalised)
 
     def fit(self, model: str, training: Training, epochs: Iterable[int], frequency: float) -> Training:
         """Trains for some epochs, tests after each, and records both."""

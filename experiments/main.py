@@ -30,7 +30,8 @@ def main(args: Sequence[str]) -> int:
         return 1
     for name in ("last", "best"):
         if name in results:
-            print(f"{name}:", ", ".join(f"{score} {value:.6g}" for score, value in results[name].items()))
+            told = (f"{what} {v if isinstance(v, int) else format(v, '.6g')}" for what, v in results[name].items())
+            print(f"{name}:", ", ".join(told))
     return 0
 
 

@@ -29,7 +29,9 @@ from pathlib import Path
 IN_CLONE = (Path("..") / "experiments" / "data").is_dir()
 WHEEL = next(map(str, Path().glob("jaxdeq-*.whl")), "jaxdeq")
 PACKAGES = {"jaxdeq": WHEEL, "matplotlib": "matplotlib", "flax": "flax", "optax": "optax"}
-if not IN_CLONE:
+if IN_CLONE:
+    PACKAGES |= {"grain": "grain"}
+else:
     PACKAGES |= {"tensorflow_datasets": "tensorflow-datasets", "array_record": "array-record"}
 missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
 if missing:

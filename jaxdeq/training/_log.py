@@ -69,7 +69,7 @@ class Records:
             for name, value in values.items():
                 self.board.add_scalar(f"{kind}/{name}", value, step)
         if self.bar is not None:
-            self._show(kind, values)
+            self._show(kind, step, values)
 
     def advance(self, steps: int = 1) -> None:
         """Moves the bar on."""
@@ -83,7 +83,7 @@ class Records:
         elif self.writes:
             print(text, flush=True)
 
-    def _show(self, kind, values):
+    def _show(self, kind, step, values):
         if kind == "train":
             parts = [text.format(values[name]) for name, text in SHOWN.items() if _finite(values.get(name))]
             rate = next(
@@ -92,7 +92,7 @@ class Records:
             self.bar.set_postfix_str(", ".join([*parts, rate]), refresh=False)
         else:
             named = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if _finite(value))
-            self.bar.write(f"step {self.bar.n}, {kind}: {named}")
+            self.bar.write(f"step {step}, {kind}: {named}")
 
     def close(self) -> None:
         for out in (self.bar, self.board):
