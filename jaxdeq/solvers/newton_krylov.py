@@ -98,9 +98,7 @@ class NewtonKrylov:
             left,
         )
 
-    def _solve(
-        self, batch: int, apply: Callable, rhs: Any, size: jax.Array, left: jax.Array
-    ) -> tuple[Any, jax.Array]:
+    def _solve(self, batch: int, apply: Callable, rhs: Any, size: jax.Array, left: jax.Array) -> tuple[Any, jax.Array]:
         """Solves `apply(x) = rhs` by GMRES, within `left` products; also returns what is left.
 
         Its first basis vector is the right-hand side, each further one the last product, made
