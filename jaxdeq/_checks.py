@@ -38,6 +38,16 @@ def flag(name: str, value) -> None:
         raise TypeError(f"{name} must be True or False; got {value!r} ({type(value).__name__})")
 
 
+def floating(name: str, dtype: str) -> None:
+    """Checks the name of a floating dtype."""
+    try:
+        known = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        known = False
+    if not known:
+        raise TypeError(f"{name} must be the name of a floating dtype, such as 'bfloat16'; got {dtype!r}")
+
+
 def function(value) -> None:
     """Checks that the map can be called."""
     if not callable(value):

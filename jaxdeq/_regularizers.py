@@ -63,13 +63,18 @@ def jacobian_penalty(
     check.count("probes", probes)
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}; got {mode!r}")
-    z = check.state(z, batched=False)
-    noise = jax.vmap(lambda key: gaussian(key, z))(jax.random.split(key, probes))
-    return mean_square(lambda z: f(z, *args), z, noise, mode)
+    z, traced, operands = trace_map(f, check.state(z, batched=False), args)
+    return _penalty(traced, operands, z, key, probes, mode)
 
 
-def mean_square(f: Callable[[Z], Z], z: Z, noise: Z, mode: str) -> Array:
-    """The mean of `||J v||^2 / size(z)` over the probes stacked in `noise`; or of `||v^T J||^2`."""
+@partial(jax.jit, static_argnums=(0, 4, 5))
+def _penalty(f: Hoisted, operands: list[Array], z: Any, key: Array, probes: int, mode: str) -> Array:
+    draw = lambda key: gaussian(key, z)
+    return mean_square(lambda z: f(operands, z), z, jax.random.split(key, probes), mode, draw)
+
+
+def mean_square(f: Callable[[Z], Z], z: Z, probes: Any, mode: str, draw: Callable[[Any], Z] = lambda v: v) -> Array:
+    """The mean of `||J v||^2 / size(z)` over vectors, or of `||v^T J||^2`; `draw` makes one of each of `probes`."""
     z = lax.stop_gradient(z)
     if mode == "jvp":
         out, product = jax.linearize(f, z)
@@ -80,7 +85,8 @@ def mean_square(f: Callable[[Z], Z], z: Z, noise: Z, mode: str) -> Array:
     like = jax.tree.map(jax.typeof, z if mode == "jvp" else out)
     # One after the other: `vmap` would fold the probes into the batch axis of a convolution, which on a mesh
     # has to be gathered for it. Unrolled, since XLA makes slow convolutions of those in a loop on a CPU.
-    _, squares = lax.scan(lambda _, v: (None, square(product(spread_like(v, like)))), None, noise, unroll=UNROLL)
+    measure = lambda _, probe: (None, square(product(spread_like(draw(probe), like))))
+    _, squares = lax.scan(measure, None, probes, unroll=UNROLL)
     return jnp.mean(squares) / sum(x.size for x in jax.tree.leaves(z))
 
 
@@ -127,7 +133,7 @@ def spectral_radius(
 
     Returns:
       The estimate; float32, or the real dtype of `z` if that is wider. Zero for a Jacobian whose
-      powers vanish.
+      power of `iters - 16` vanishes.
 
     Raises:
       ValueError: `iters < 1`, an empty `z`, a result of another shape, no common leading axis.

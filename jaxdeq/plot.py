@@ -245,9 +245,14 @@ def _some(what: str, named: Mapping[str, Any]) -> None:
 
 
 def _filled(trace: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Steps that were made, and `[problems, steps]` with the last number in place of later gaps."""
+    """Steps that were made, and `[problems, steps]` with the last number in place of later gaps.
+
+    Without problems that have no number at all, unless there are no others.
+    """
     trace = trace.reshape(-1, trace.shape[-1])
     finite = np.isfinite(trace)
+    some = finite.any(axis=1) | ~finite.any()
+    trace, finite = trace[some], finite[some]
     made = np.flatnonzero(finite.any(axis=0))
     last = np.maximum.accumulate(np.where(finite, np.arange(trace.shape[1]), 0), axis=1)
     return 1 + made, np.take_along_axis(trace, last, axis=1)[:, made]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeq import fixed_point, solvers
+from jaxdeq import fixed_point, jacobian_penalty, solvers
 
 X = jnp.array([0.5, -1.0, 2.0])
 COMPILATIONS = []
@@ -48,6 +48,13 @@ CALLS = {
 @pytest.mark.parametrize(("run", "values"), CALLS.values(), ids=CALLS)
 def test_a_hundred_calls_compile_once(run, values):
     assert compilations(run, values) <= 1
+
+
+@pytest.mark.parametrize("mode", ["jvp", "vjp"])
+def test_penalties_compile_once(mode):
+    penalty = lambda a: jacobian_penalty(lambda z: layer(z, a), X, jax.random.key(0), probes=2, mode=mode)
+    penalty(ARRAYS[0])
+    assert compilations(penalty, ARRAYS[1:30]) == 0
 
 
 @pytest.mark.parametrize("lazy", [False, True], ids=["argument", "closure"])

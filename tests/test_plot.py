@@ -77,6 +77,12 @@ def test_residuals_stop_where_the_solve_did():
     assert len(line.get_xdata()) == stats.steps
 
 
+def test_problems_without_a_number_do_not_empty_the_picture():
+    lost = np.full((1, TRACES.shape[1]), np.nan)
+    (line,) = plot.residuals({"batch": np.concatenate([TRACES, lost])}).lines
+    np.testing.assert_array_equal(line.get_xydata(), plot.residuals({"batch": TRACES}).lines[0].get_xydata())
+
+
 def test_steps_counts_each_problem_once():
     axes = plot.steps({"a": jnp.array([3, 4, 4, 6])})
     heights = axes.patches[0].get_xy()[:, 1]

@@ -203,3 +203,14 @@ def test_sharded_states(kind, mode):
     np.testing.assert_allclose(got, jaxdeq.jacobian_penalty(f, plain, KEY, w, mode=mode), rtol=1e-4)
     want = jaxdeq.spectral_radius(f, plain, KEY, w, iters=20, batched=True)
     np.testing.assert_allclose(rho, want, rtol=1e-3)
+
+
+def test_probes_are_held_one_at_a_time():
+    """Beyond those of a compiled program, one after another in a loop."""
+    z = jnp.ones(1000)
+
+    def temporaries(probes):
+        penalty = lambda z, key: jaxdeq.jacobian_penalty(jnp.tanh, z, key, probes=probes)
+        return jax.jit(penalty).lower(z, random.key(0)).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(256) < temporaries(16) + 16 * z.nbytes

@@ -49,6 +49,17 @@ class Memory(NamedTuple):
         length = jnp.minimum(self.length + z.shape[1], room).astype(jnp.int32)
         return jax.lax.stop_gradient(Memory(join(self.z, z), join(self.u, u), length))
 
+    def beside(self, u: Array) -> "Memory":
+        """With its sequences over the same mesh axes as those of `u`, where Explicit axes would not have others."""
+        lies = jax.typeof(u).sharding
+        rows = lies.spec[0]
+
+        def move(x):
+            spec = jax.typeof(x).sharding.spec
+            return x if spec[0] == rows else jax.sharding.reshard(x, NamedSharding(lies.mesh, P(rows, *spec[1:])))
+
+        return Memory(move(self.z), move(self.u), self.length)
+
     def pad(self, room: int) -> "Memory":
         """With room for this many positions, so that extending it no longer changes its shape."""
         widths = ((0, 0), (max(0, room - self.z.shape[1]), 0), (0, 0))

@@ -87,6 +87,8 @@ class LMConfig:
         for name in ("tie_tables", "pre_norm", "weight_norm"):
             check.flag(name, getattr(self, name))
         check.nonnegative("init_std", self.init_std)
+        for name in ("dtype", "param_dtype"):
+            check.floating(name, getattr(self, name))
         for name in ("dropout", "attention_dropout"):
             rate = getattr(self, name)
             check.nonnegative(name, rate)
@@ -110,6 +112,8 @@ class LMConfig:
             )
 
     def _check_clusters(self):
+        for words in self.cutoffs:
+            check.count("cutoffs", words)
         if any(a >= b for a, b in pairwise(self.bounds)):
             raise ValueError(
                 f"cutoffs must increase, from above 0 to below vocab; got {self.cutoffs} for {self.vocab} words"

@@ -1,5 +1,6 @@
 """Text from a DEQ-Transformer, one solved position at a time."""
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -60,7 +61,7 @@ def extend(
     keys = None if key is None else jax.random.split(key, length)
     at = lambda index: None if keys is None else keys[index]
     first = read(prompt, memory)
-    token = pick(first.log_probabilities, at(0)).astype(prompt.dtype)
+    token = pick(first.log_probabilities, at(0)).astype(jnp.int32)
 
     def step(carry: tuple[Array, Memory], key: Any):
         token, memory = carry
@@ -83,13 +84,13 @@ def picker(key: Any, temperature: ArrayLike, top_k: int | None) -> Pick:
     """
     if top_k is not None:
         check.count("top_k", top_k)
-    if isinstance(temperature, (int, float)) and not 0 < temperature < float("inf"):
+    if isinstance(temperature, numbers.Real) and not 0 < temperature < float("inf"):
         raise ValueError(
             f"temperature must be a finite number above 0; got {temperature}. Without a key, the most likely "
             f"token is taken, as with a temperature of 0"
         )
     if key is None:
-        if top_k is not None or not (isinstance(temperature, (int, float)) and temperature == 1):
+        if top_k is not None or not (isinstance(temperature, numbers.Real) and temperature == 1):
             raise ValueError("temperature and top_k need a key to draw with; got key=None, for the most likely token")
         return lambda log_probabilities, key: jnp.argmax(log_probabilities, axis=-1)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxdeq._tree import wide
+from jaxdeq._tree import wide, wide_dtype
 from jaxdeq.models import _entries
 from jaxdeq.models._axes import CHANNELS, named
 from jaxdeq.models._entries import Entry
@@ -111,7 +111,7 @@ class Positions(nnx.Module):
         powers = np.arange(0, config.width, 2, dtype=np.float32) / np.float32(config.width)
         frequencies = np.float32(1) / np.float32(LONGEST) ** powers
         # The reference rounds them to float32, and keeps them in its checkpoints.
-        self.frequencies = Buffer(jnp.asarray(frequencies, jnp.dtype(config.param_dtype)))
+        self.frequencies = Buffer(jnp.asarray(frequencies, wide_dtype(jnp.dtype(config.param_dtype))))
         self.dtype = config.state_dtype
 
     def __call__(self, length: int) -> jax.Array:

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import jax.numpy as jnp
-
 from jaxdeq import _checks as check
 from jaxdeq import adjoints, solvers
 from jaxdeq._types import Adjoint, Solver
@@ -68,7 +66,7 @@ class MDEQConfig:
       dtype: of convolutions and of the equilibrium, whose solver then holds half of the memory and
         stops where the convolutions' rounding does. Normalisations, logits and residual tests are
         in float32 or better whatever it is.
-      param_dtype: of parameters and statistics.
+      param_dtype: of parameters. BatchNorm's running statistics are in float32 or better whatever it is.
 
     Raises:
       ValueError: channels that the groups do not divide, an even kernel, a number out of range.
@@ -117,13 +115,13 @@ class MDEQConfig:
         for name in ("block_affine", "fuse_affine", "post_affine", "weight_norm", "batched"):
             check.flag(name, getattr(self, name))
         for name in ("dtype", "param_dtype"):
-            floating(name, getattr(self, name))
+            check.floating(name, getattr(self, name))
         odd("final_kernel", self.final_kernel)
         for branch in self.branches:
-            if branch.channels % self.groups:
+            if branch.channels % self.groups or branch.channels % (self.groups // 2):
                 raise ValueError(
-                    f"groups must divide the channels of every branch; got {self.groups} groups and "
-                    f"{branch.channels} channels"
+                    f"groups, and half of them, must divide the channels of every branch; got {self.groups} groups "
+                    f"and {branch.channels} channels"
                 )
 
     @property
@@ -137,13 +135,3 @@ def odd(name: str, size: int) -> None:
     check.count(name, size)
     if not size % 2:
         raise ValueError(f"{name} must be odd, so that a kernel has a centre; got {size}")
-
-
-def floating(name: str, dtype: str) -> None:
-    """Checks the name of a floating dtype."""
-    try:
-        known = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-    except TypeError:
-        known = False
-    if not known:
-        raise TypeError(f"{name} must be the name of a floating dtype, such as 'bfloat16'; got {dtype!r}")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdeq._tree import wide
+from jaxdeq._tree import wide, wide_dtype
 from jaxdeq.models import _entries
 from jaxdeq.models._entries import Entry
 from jaxdeq.models._mdeq_config import MDEQConfig
@@ -86,7 +86,7 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(self, channels: int, config: Numerics, *, affine: bool = True):
-        dtype = jnp.dtype(config.param_dtype)
+        dtype = wide_dtype(jnp.dtype(config.param_dtype))  # in half precision small changes would be rounded away
         self.affine = Affine(channels, affine, config)
         self.mean = nnx.BatchStat(jnp.zeros(channels, dtype))
         self.variance = nnx.BatchStat(jnp.ones(channels, dtype))

@@ -61,7 +61,7 @@ def load_torch_state_dict(model: Model, mapping: Mapping[str, np.ndarray]) -> No
             continue
         value = entry.to_jax(array)
         first, other = loaded.setdefault(id(entry.variable), (entry, value))
-        if not np.array_equal(value, other):
+        if other is not value and not np.array_equal(value, other, equal_nan=True):
             problems.append(f"shared: {entry.name} must be equal to {first.name}")
     if problems:
         raise ValueError(f"the checkpoint does not fit the model ({len(problems)}):\n  " + "\n  ".join(problems))

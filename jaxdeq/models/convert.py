@@ -141,7 +141,8 @@ def write(arrays: Mapping[str, np.ndarray], out: Path) -> None:
     """
     _check_new(out)
     if out.suffix == ".safetensors":
-        _safetensors().save_file(dict(arrays), out)
+        # In row-major order: safetensors writes whatever lies in memory.
+        _safetensors().save_file({name: np.array(x, order="C") for name, x in arrays.items()}, out)
         return
     import orbax.checkpoint as ocp
 
@@ -200,6 +201,8 @@ def _reason(error):
 def _check_new(out):
     if out.exists():
         raise FileExistsError(f"nothing is overwritten; {out} exists, and a new name would do")
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"there must be a folder to write to; got {out.parent}, which is none")
 
 
 def _safetensors():

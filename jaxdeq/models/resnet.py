@@ -60,7 +60,7 @@ class ResNetConfig:
       inputs: channels of the images.
       momentum: the weight of a new batch in BatchNorm's running statistics.
       dtype: of convolutions. Statistics and logits are in float32 or better whatever it is.
-      param_dtype: of parameters and statistics.
+      param_dtype: of parameters. BatchNorm's running statistics are in float32 or better whatever it is.
 
     Raises:
       ValueError: a number out of range.
@@ -88,6 +88,8 @@ class ResNetConfig:
         for name in ("bottleneck", "small_images"):
             check.flag(name, getattr(self, name))
         check.fraction("momentum", self.momentum)
+        for name in ("dtype", "param_dtype"):
+            check.floating(name, getattr(self, name))
         check.count("number of stages", len(self.blocks))
         for blocks in self.blocks:
             check.count("blocks", blocks)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from jaxdeq import BackwardStats, spectral_radius
 from jaxdeq import _checks as check
 from jaxdeq.models import _lm_generate as generation
+from jaxdeq.models._axes import whole
 from jaxdeq.models._entries import Entry
 from jaxdeq.models._lm_cell import Cell, Memory
 from jaxdeq.models._lm_config import DEQTransformerConfig, LMConfig
@@ -115,7 +116,7 @@ class DEQTransformerLM(nnx.Module):
         Raises:
           ValueError: more targets than tokens, another batch size in targets or memory.
         """
-        check_inputs(tokens, targets, memory, self.config.width)
+        tokens, targets = check_inputs(tokens, targets, memory, self.config.width)
         inputs = u, memory, _ = self._inject(tokens, memory)
         if unroll is None:
             z, stats, penalty = self.deq(
@@ -137,7 +138,9 @@ class DEQTransformerLM(nnx.Module):
         Starting from it, and not from None, compiles one program for all segments; the first ones
         then cost as much as all others.
         """
-        return self._no_memory(batch).pad(self.config.memory)
+        z = jnp.zeros((batch, self.config.memory, self.config.width), self.config.state_dtype)
+        u = jnp.zeros((batch, self.config.memory, 3 * self.config.width), self.config.dtype)
+        return Memory(z, u, jnp.int32(0))
 
     def generate(
         self,
@@ -159,8 +162,8 @@ class DEQTransformerLM(nnx.Module):
         solving the whole text anew would, as long as the text fits in `config.memory` positions.
         Beyond that each token sees the last `config.memory` positions, and those saw more.
 
-        Shapes are static, under `jax.jit` too: two compiled solves for any `length`. A token costs its
-        solve, the keys and values of the memory, and the softmax over all words.
+        Shapes are static: two compiled solves for any `length`. Call it under `jax.jit`; outside, every call
+        compiles them anew. A token costs its solve, the keys and values of the memory, and the softmax over all words.
 
         Args:
           prompt: at least one token.
@@ -182,7 +185,7 @@ class DEQTransformerLM(nnx.Module):
         pick = generation.picker(key, temperature, top_k)
 
         def read(tokens, memory):
-            check_inputs(tokens, None, memory, self.config.width)
+            tokens, _ = check_inputs(tokens, None, memory, self.config.width)
             inputs = u, memory, _ = self._inject(tokens, memory)
             z, stats, _ = self.deq(*inputs, rtol=rtol, max_steps=max_steps)
             log_probabilities = self.softmax.log_probabilities(z[:, -1], self.embedding)
@@ -211,7 +214,7 @@ class DEQTransformerLM(nnx.Module):
 
     def bind(self, tokens: Int[Array, "batch length"], *, memory: Memory | None = None) -> Any:
         """The map `z -> f(z)` whose equilibrium a call with these arguments finds."""
-        check_inputs(tokens, None, memory, self.config.width)
+        tokens, _ = check_inputs(tokens, None, memory, self.config.width)
         return self.deq.bind(*self._inject(tokens, memory))
 
     def torch_entries(self) -> list[Entry]:
@@ -228,11 +231,9 @@ class DEQTransformerLM(nnx.Module):
     def _inject(self, tokens, memory):
         """What the layer sees at every application: injection, memory, positions."""
         u = self.injection(self.drop_words(self.embedding(tokens)))
-        memory = self._no_memory(len(tokens)) if memory is None else memory
+        if memory is None:
+            nothing = whole(u, 1)[:, :0]
+            z = jnp.zeros_like(nothing[..., : self.config.width], dtype=self.config.state_dtype)
+            memory = Memory(z, nothing, jnp.int32(0))
         positions = self.positions(memory.z.shape[1] + tokens.shape[1])
-        return u, memory, self.drop_positions(positions)
-
-    def _no_memory(self, batch):
-        width = self.config.width
-        z = jnp.zeros((batch, 0, width), self.config.state_dtype)
-        return Memory(z, jnp.zeros((batch, 0, 3 * width), self.config.dtype), jnp.int32(0))
+        return u, memory.beside(u), self.drop_positions(positions)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Int
 
 from jaxdeq import _checks as check
 from jaxdeq.models import _lm_generate as generation
+from jaxdeq.models._axes import whole
 from jaxdeq.models._entries import Entry
 from jaxdeq.models._lm_cell import Cell, Memory
 from jaxdeq.models._lm_config import LMConfig
@@ -142,7 +143,7 @@ class TransformerXL(nnx.Module):
         Raises:
           ValueError: more targets than tokens, another batch size in targets or memory.
         """
-        z, memory = self._read(tokens, targets, memory)
+        z, targets, memory = self._read(tokens, targets, memory)
         h, losses, logits = self.drop_output(z), None, None
         if targets is None:
             logits = self.softmax.log_probabilities(h, self.embedding)
@@ -152,7 +153,9 @@ class TransformerXL(nnx.Module):
 
     def empty_memory(self, batch: int) -> Memory:
         """A memory without any positions but with room for all, so that no segment changes its shape."""
-        return self._no_memory(batch).pad(self.config.memory)
+        config = self.config
+        z = jnp.zeros((batch, config.memory, config.layers * config.width), config.state_dtype)
+        return Memory(z, z[..., :0], jnp.int32(0))
 
     def generate(
         self,
@@ -180,7 +183,7 @@ class TransformerXL(nnx.Module):
         pick = generation.picker(key, temperature, top_k)
 
         def read(tokens, memory):
-            z, memory = self._read(tokens, None, memory)
+            z, _, memory = self._read(tokens, None, memory)
             return generation.Reading(self.softmax.log_probabilities(z[:, -1], self.embedding), memory, None)
 
         return generation.extend(read, pick, prompt, memory, length, self.config.memory, key)
@@ -193,20 +196,19 @@ class TransformerXL(nnx.Module):
         return entries + self.softmax.torch_entries("crit", self.embedding)
 
     def _read(self, tokens, targets, memory):
-        """The last layer's output, and the memory with what came into all layers."""
+        """The last layer's output, the targets, and the memory with what came into all layers."""
         config = self.config
-        check_inputs(tokens, targets, memory, config.layers * config.width)
-        memory = self._no_memory(len(tokens)) if memory is None else memory
+        tokens, targets = check_inputs(tokens, targets, memory, config.layers * config.width)
         nothing = lambda z: jnp.zeros((*z.shape[:2], 3 * config.width), config.dtype)  # injected
         z = self.drop_words(self.embedding(tokens)).astype(config.state_dtype)
+        if memory is None:
+            past = jnp.concatenate([whole(z, 1)[:, :0]] * config.layers, axis=-1)
+            memory = Memory(past, past[..., :0], jnp.int32(0))
+        memory = memory.beside(z)
         positions = self.drop_positions(self.positions(memory.z.shape[1] + tokens.shape[1]))
         inputs = []
         for layer, past in zip(self.layers, jnp.split(memory.z, config.layers, axis=-1), strict=True):
             inputs.append(z)
             z = layer(z, nothing(z), Memory(past, nothing(past), memory.length), positions)
         passed = jnp.concatenate(inputs, axis=-1)
-        return z, memory.extend(passed, passed[..., :0], config.memory)
-
-    def _no_memory(self, batch):
-        z = jnp.zeros((batch, 0, self.config.layers * self.config.width), self.config.state_dtype)
-        return Memory(z, z[..., :0], jnp.int32(0))
+        return z, targets, memory.extend(passed, passed[..., :0], config.memory)

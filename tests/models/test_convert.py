@@ -120,6 +120,13 @@ def test_round_trip_is_exact(tmp_path, out):
 
 
 @pytest.mark.parametrize("out", FORMATS)
+def test_arrays_are_written_as_they_read_and_not_as_they_lie(tmp_path, out):
+    turned = {"weight": np.arange(6.0).reshape(2, 3).T, "count": np.asarray(7)}
+    convert.write(turned, tmp_path / out)
+    equal(convert.load(tmp_path / out), turned)
+
+
+@pytest.mark.parametrize("out", FORMATS)
 def test_from_the_command_line_into_a_model(tmp_path, monkeypatch, capsys, out):
     model = nnx.eval_shape(lambda: ResNet(ResNetConfig((1,), classes=2, width=4), rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
@@ -171,10 +178,12 @@ def test_without_safetensors(tmp_path, monkeypatch):
         convert.write(ARRAYS, tmp_path / "weights.safetensors")
 
 
-def test_nothing_is_read_for_an_output_that_exists(tmp_path, monkeypatch):
+def test_nothing_is_read_for_an_output_that_exists_or_cannot(tmp_path, monkeypatch):
     calls = pretend(monkeypatch, TENSORS)
     with pytest.raises(SystemExit, match="nothing is overwritten"):
         convert.main(["x.pth", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"must be a folder to write to; got .*none"):
+        convert.main(["x.pth", str(tmp_path / "none" / "x.safetensors")])
     assert not calls
 
 

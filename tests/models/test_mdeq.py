@@ -154,6 +154,15 @@ def test_initial_weights():
         np.testing.assert_allclose(jnp.std(value), 0.01, rtol=0.2)
 
 
+def test_running_statistics_are_not_rounded_to_half_precision():
+    """Small steps would be lost."""
+    norm, x = BatchNorm(4, replace(TINY, momentum=0.01, param_dtype="bfloat16")), 1 + random.normal(KEY, (500, 4))
+    for _ in range(3):
+        norm(x)
+    np.testing.assert_allclose(norm.mean[...], (1 - 0.99**3) * x.mean(0), rtol=1e-5)
+    assert norm.affine.scale[...].dtype == jnp.bfloat16
+
+
 def test_running_statistics_are_those_of_pytorch():
     """Momentum is the weight of the new batch; the running variance is unbiased."""
     norm, (first, second) = BatchNorm(4, replace(TINY, momentum=0.25)), random.normal(KEY, (2, 3, 2, 5, 4)) * 2 + 1
@@ -277,7 +286,11 @@ def test_images_that_do_not_fit_are_refused(shape, message, unchecked):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"groups": 3}, "groups must divide the channels of every branch; got 3 groups and 4 channels"),
+        ({"groups": 3}, "groups, and half of them, must divide the channels of every branch; got 3 groups and 4"),
+        (
+            {"groups": 5, "branches": (Branch(5), Branch(10))},
+            "half of them, must divide .* got 5 groups and 5 channels",
+        ),
         ({"final_kernel": 2}, "final_kernel must be odd, so that a kernel has a centre; got 2"),
         ({"branches": ()}, "number of branches must be at least 1"),
         ({"momentum": 0.0}, "momentum must be"),

@@ -14,6 +14,7 @@ from jaxdeq import solvers
 from jaxdeq.models import (
     DEQTransformerConfig,
     DEQTransformerLM,
+    Memory,
     _lm_vocabulary,
     load_torch_state_dict,
     to_torch_state_dict,
@@ -77,7 +78,8 @@ def test_one_application_by_hand(config, memory):
     sd = to_torch_state_dict(model)
     z, us, past = draw(2, 4, 8), draw(2, memory + 4, 24), draw(2, memory, 8)
     positions = model.positions(memory + 4)
-    context = model.empty_memory(2).extend(past, us[:, :memory], memory) if memory else model._no_memory(2)
+    nothing = Memory(past[:, :0], us[:, :0], jnp.int32(0))
+    context = nothing.extend(past, us[:, :memory], memory) if memory else nothing
     got = jax.jit(model.deq.cell)(z, us[:, memory:], context, positions)
     want = [by_hand.layer(sd, config, *map(np.asarray, each)) for each in zip(z, us, past, strict=True)]
     np.testing.assert_allclose(got, want, atol=2e-5)
@@ -298,6 +300,28 @@ def test_bfloat16_computes_and_float32_adds_up():
     assert not any(op in line for line in text.splitlines() if "bf16" in line for op in ("exponential", "rsqrt"))
 
 
+def test_half_precision_parameters_leave_positions_exact():
+    frequencies = build(replace(CONFIG, param_dtype="bfloat16")).positions.frequencies
+    np.testing.assert_array_equal(frequencies[...], build(CONFIG).positions.frequencies[...])
+
+
+def test_narrow_integers_are_words_too():
+    """Where the size of the vocabulary does not fit in them."""
+    model = build(replace(CONFIG, vocab=128, cutoffs=(50, 100)))
+    words = jnp.asarray([[3, 70, 127, 101]])
+    want = run(model, words, targets=words).losses
+    narrow = words.astype(jnp.int8)
+    np.testing.assert_array_equal(run(model, narrow, targets=narrow).losses, want)
+    assert jax.eval_shape(lambda words: model.generate(words, 2).tokens, narrow).dtype == jnp.int32
+
+
+def test_what_is_not_a_number_stays_so():
+    model = build(CONFIG)
+    kernel = model.deq.cell.feed_forward.widen.layer.kernel
+    kernel[...] = jnp.full_like(kernel[...], jnp.nan)
+    assert jnp.isnan(model.deq.cell.feed_forward(jnp.ones((1, 2, 8)))).all()
+
+
 def test_both_modes_of_flax():
     want = run(build(CONFIG), targets=TOKENS).losses
     with nnx.set_graph_mode(False):
@@ -414,6 +438,13 @@ def test_what_it_refuses(unchecked):
     ):
         with pytest.raises(ValueError, match=text):
             replace(CONFIG, **settings)
+    for settings, text in (
+        ({"dtype": "float33"}, "dtype must be the name of a floating dtype.*'float33'"),
+        ({"param_dtype": "int32"}, "param_dtype must be the name of a floating dtype.*'int32'"),
+        ({"cutoffs": (10.5, 20)}, r"cutoffs must be an int of at least 1; got 10\.5"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            replace(CONFIG, **settings)
     model = build(PLAIN)
     with pytest.raises(ValueError, match=r"targets must be \[2, at most 3\].*got \(2, 9\)"):
         model(TOKENS[:, :3], targets=TOKENS)
@@ -425,6 +456,8 @@ def test_what_it_refuses(unchecked):
         model.generate(TOKENS, 3, top_k=5)
     with pytest.raises(ValueError, match="temperature must be a finite number above 0; got 0"):
         model.generate(TOKENS, 3, key=KEY, temperature=0)
+    with pytest.raises(ValueError, match="temperature must be a finite number above 0; got -1"):
+        model.generate(TOKENS, 3, key=KEY, temperature=np.float32(-1))
     with pytest.raises(TypeError, match="length must be an int"):
         model.generate(TOKENS, 3.0)
     model.train()

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdeq import adjoints, solvers
-from jaxdeq.models import DEQTransformerConfig, DEQTransformerLM, Memory
+from jaxdeq.models import DEQTransformerConfig, DEQTransformerLM, Memory, TransformerXL, TransformerXLConfig
 from tests.collectives import collectives
 
 pytestmark = pytest.mark.mesh
@@ -26,6 +26,8 @@ CONFIG = DEQTransformerConfig(
     vocab=48, width=WIDTH, heads=HEADS, inner=INNER, embed=WIDTH, memory=MEMORY, parts=3,
     solver=solvers.Picard(), adjoint=adjoints.Implicit(), rtol=0.0, max_steps=3,
 )  # fmt: skip
+
+FEW_LAYERS = TransformerXLConfig(vocab=48, width=WIDTH, heads=HEADS, inner=INNER, embed=WIDTH, memory=MEMORY, layers=2)
 
 
 def draw(variable):
@@ -154,6 +156,25 @@ def test_training_traces_under_explicit_axes(layout):
         grads = jax.eval_shape(gradient, *args)
     part = lambda leaf: leaf.sharding.shard_shape(leaf.shape)
     assert [part(leaf) for leaf in jax.tree.leaves(grads)] == [part(leaf) for leaf in jax.tree.leaves(args[0])]
+
+
+@pytest.mark.parametrize("layout", ["batch", "positions"])
+@pytest.mark.parametrize("begin", [lambda model: None, lambda model: model.empty_memory(BATCH)], ids=["none", "empty"])
+@pytest.mark.parametrize("config", [CONFIG, FEW_LAYERS], ids=["DEQ", "Transformer-XL"])
+def test_the_first_segment_under_explicit_axes(config, begin, layout):
+    """Which has no memory that lies as the tokens do; what follows it then has."""
+    build = {DEQTransformerConfig: DEQTransformerLM, TransformerXLConfig: TransformerXL}[type(config)]
+    mesh, (*_, tokens, _) = spread(AxisType.Explicit, *LAYOUTS[layout])
+
+    def read(tokens):
+        model = build(config, rngs=nnx.Rngs(0))
+        model.eval()
+        memory = model(tokens, targets=tokens, memory=begin(model)).memory
+        return memory, model.generate(tokens, 3, memory=begin(model)).tokens if layout == "batch" else tokens
+
+    with jax.set_mesh(mesh):
+        memory, following = jax.eval_shape(read, tokens)
+    assert memory.z.sharding.spec[0] == following.sharding.spec[0] == "data"
 
 
 def test_parameters_in_parts_on_every_device():

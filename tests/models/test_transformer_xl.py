@@ -156,7 +156,11 @@ def test_gradients_reach_every_parameter():
 def test_masks_are_drawn_for_every_number_and_call():
     model = build(replace(CONFIG, dropout=0.5, attention_dropout=0.5, layers=1), train=True)
     layer = model.layers[0]
-    for drop in (model.drop_words, model.drop_output, layer.attention.drop_output, layer.feed_forward.drop_inner):
+    feed_forward = layer.feed_forward
+    inside = [feed_forward._inside]  # of which all but the mask is the same at all positions
+    inside.append(nnx.clone(feed_forward)._inside)
+    inside[1].__self__.parts = 4
+    for drop in (model.drop_words, model.drop_output, layer.attention.drop_output, *inside):
         dropped = drop(jnp.ones((2, 9, 8)))
         for axis in range(3):
             assert (dropped != jnp.take(dropped, jnp.array([0]), axis)).any()
