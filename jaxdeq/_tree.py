@@ -178,11 +178,6 @@ def mix(weights, stacked):
     return jax.tree.map(leaf, stacked)
 
 
-def total(x: jax.Array) -> jax.Array:
-    """The sum over a short first axis. Unrolled, it is part of what uses it; a reduction is a kernel of its own."""
-    return reduce(add, [x[i] for i in range(x.shape[0])])
-
-
 def resolution(x) -> float:
     """The coarsest machine epsilon among the leaves."""
     return max(float(jnp.finfo(a.dtype).eps) for a in jax.tree.leaves(x))

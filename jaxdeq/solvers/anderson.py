@@ -81,7 +81,7 @@ class Anderson:
         row = tree.dot(state.residuals, residual, f.batch + 1)
         here = self._slots(row.ndim) == slot
         row = jnp.where(here, tree.dot(residual, residual, f.batch), row)
-        usable = jnp.isfinite(tree.total(row))
+        usable = jnp.isfinite(jnp.sum(row, axis=0))
         row = jnp.where(usable, row, 0)
         residuals = tree.put(state.residuals, slot, tree.keep(usable, residual))
         gram = jnp.where(here, row[:, None], jnp.where(here[:, None], row, state.gram))
@@ -92,7 +92,7 @@ class Anderson:
     def _weights(self, state: AndersonState) -> jax.Array:
         """The minimiser, `[history, *batch]`; the newest iterate alone where it does not exist."""
         weights = solve_ones(state.gram, self.ridge)
-        total = tree.total(weights)
+        total = jnp.sum(weights, axis=0)
         good = (total > 0) & jnp.isfinite(total)
         newest = (self._slots(weights.ndim) + 1) % self.history == state.slot
         return jnp.where(good, weights / jnp.where(good, total, 1), newest.astype(weights.dtype))
