@@ -41,10 +41,9 @@ class FeedForward(nnx.Module):
     def _inside(self, h):
         # What all parts share comes first: outside of the loop a solve computes it once.
         (widen, bias), (narrow, offset) = weights(self.widen), weights(self.narrow)
-        each = h.shape[1] if self.drop_inner.shared == () else 1  # positions with a mask of their own
-        mask = self.drop_inner(jnp.ones((len(h), each, len(narrow)), widen.dtype))
+        mask = self.drop_inner(jnp.ones((len(h), 1, len(narrow)), widen.dtype))
 
-        def part(h, mask=mask):
+        def part(h):
             y = h @ widen + bias
             active = checkpoint_name(~(y <= 0), ACTIVE)  # NaN is: it must not become 0
             y = jnp.where(active, y, 0) * mask
@@ -55,8 +54,7 @@ class FeedForward(nnx.Module):
             # In a loop XLA cannot merge what is computed anew with what was computed before; outside it must not.
             part = jax.checkpoint(part, policy=POLICIES[self.keep], prevent_cse=parts == 1)
         h = h.astype(widen.dtype)
-        own = (h,) if each == 1 else (h, mask)
-        return part(*own) if parts == 1 else in_parts(part, parts, *own)
+        return part(h) if parts == 1 else in_parts(part, h, parts)
 
     def torch_entries(self, name: str) -> list[Entry]:
         return [
@@ -65,16 +63,13 @@ class FeedForward(nnx.Module):
         ]
 
 
-def in_parts(f: Callable[..., Array], parts: int, *arrays: Array) -> Array:
+def in_parts(f: Callable[[Array], Array], x: Array, parts: int) -> Array:
     """Applies `f` to every `parts`-th position of `[batch, length, width]`, then to their neighbours, and so on.
 
     Positions that are spread over a mesh stay where they are.
     """
-    batch, length, width = arrays[0].shape
-
-    def cut(x):
-        x = jnp.pad(x, ((0, 0), (0, -length % parts), (0, 0)))
-        return jnp.moveaxis(x.reshape(batch, -1, parts, x.shape[-1]), 2, 0)
-
-    y = lax.map(lambda xs: f(*xs), tuple(map(cut, arrays)))
-    return jnp.moveaxis(y, 0, 2).reshape(batch, -1, width)[:, :length]
+    batch, length, width = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -length % parts), (0, 0)))
+    x = jnp.moveaxis(x.reshape(batch, -1, parts, width), 2, 0)
+    y = jnp.moveaxis(lax.map(f, x), 0, 2)
+    return y.reshape(batch, -1, width)[:, :length]

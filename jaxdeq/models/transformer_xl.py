@@ -83,7 +83,8 @@ class TransformerXL(nnx.Module):
     softmax are the same. Each layer sees what came into it at earlier positions, as memory.
     Backpropagation holds what all layers computed. Against the original: layer normalisations have
     no scales and offsets, output projections have offsets, each layer has its own attention
-    biases, and other weights start from N(0, init_std).
+    biases, dropout inside a feed-forward layer has one mask for all positions (which takes less
+    memory), and other weights start from N(0, init_std).
 
     Args:
       config: see there; `jaxdeq.models.transformer_xl_wt103` is of the paper's size.
@@ -116,7 +117,7 @@ class TransformerXL(nnx.Module):
         self.deterministic = False  # toggled by train() and eval()
         for _, layer in nnx.iter_graph(self):
             if isinstance(layer, VariationalDropout):
-                layer.shared = ()  # no solve asks for one mask; as in the original, every number has its own
+                layer.shared = ()  # no solve asks for one mask; as in the original, numbers have their own
 
     def __call__(
         self,

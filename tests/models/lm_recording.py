@@ -258,9 +258,7 @@ class Case:
         cell = self.model.deq.cell
         cell.attention.drop_weights = lambda x: x * masks["attn_prob"]
         cell.attention.drop_output = lambda x: x * masks["attn_out"].transpose(0, 2, 1)
-        inner = lambda x: x * masks["ff_hidden"]
-        inner.shared = None  # one mask for all positions
-        cell.feed_forward.drop_inner = inner
+        cell.feed_forward.drop_inner = lambda x: x * masks["ff_hidden"]
         cell.feed_forward.drop_output = lambda x: x * masks["ff_out"]
         self.model.drop_positions = lambda x: x * masks["pos"][0].T
         out = cell(self.ztest, *self.model._inject(self.segments[1]["data"], self.memory))
