@@ -44,11 +44,8 @@ class LMOutput(NamedTuple):
     penalty: Array | None
 
 
-def check_inputs(tokens: Array, targets: Array | None, memory: Memory | None, width: int) -> tuple[Array, Array | None]:
-    """Tokens and targets as 32-bit integers, in which numbers of words cannot wrap around.
-
-    Refuses what is no segment of text, or does not belong to it; `width` is that of the memory.
-    """
+def check_inputs(tokens: Array, targets: Array | None, memory: Memory | None, width: int) -> None:
+    """Refuses what is no segment of text, or does not belong to it; `width` is that of the memory."""
     for name, x in (("tokens", tokens), ("targets", targets)):
         if x is not None and (x.ndim != 2 or 0 in x.shape or not jnp.issubdtype(x.dtype, jnp.integer)):
             raise ValueError(f"{name} must be integers of shape [batch, length]; got {jax.typeof(x)}")
@@ -59,4 +56,3 @@ def check_inputs(tokens: Array, targets: Array | None, memory: Memory | None, wi
         )
     if memory is not None and (memory.z.shape[0] != batch or memory.z.shape[2:] != (width,)):
         raise ValueError(f"memory must be of {batch} sequences and width {width}; got z of shape {memory.z.shape}")
-    return jnp.asarray(tokens, jnp.int32), None if targets is None else jnp.asarray(targets, jnp.int32)

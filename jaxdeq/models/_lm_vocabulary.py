@@ -54,6 +54,7 @@ class Embedding(_Vocabulary):
         self.scale = config.width**0.5
 
     def __call__(self, words: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
+        words = jnp.asarray(words, jnp.int32)  # narrow integers would wrap around at the size of the vocabulary
         if len(self.tables) == 1:
             return self._look_up(0, words) * self.scale
         total = jnp.zeros((), self.dtype)
@@ -103,6 +104,7 @@ class Softmax(_Vocabulary):
         Of a rare cluster only the positions that have its words are computed, up to an eighth of a row
         more. Holds no more than some 2^24 logits at once, in the backward pass too.
         """
+        words = jnp.asarray(words, jnp.int32)  # as in the embedding
         column, found = self._inside(words, 0)[1], jnp.zeros(words.shape, wide_dtype(self.dtype))
         for i in range(1, self.clusters):
             inside, number = self._inside(words, i)

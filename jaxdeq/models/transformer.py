@@ -116,7 +116,7 @@ class DEQTransformerLM(nnx.Module):
         Raises:
           ValueError: more targets than tokens, another batch size in targets or memory.
         """
-        tokens, targets = check_inputs(tokens, targets, memory, self.config.width)
+        check_inputs(tokens, targets, memory, self.config.width)
         inputs = u, memory, _ = self._inject(tokens, memory)
         if unroll is None:
             z, stats, penalty = self.deq(
@@ -185,7 +185,7 @@ class DEQTransformerLM(nnx.Module):
         pick = generation.picker(key, temperature, top_k)
 
         def read(tokens, memory):
-            tokens, _ = check_inputs(tokens, None, memory, self.config.width)
+            check_inputs(tokens, None, memory, self.config.width)
             inputs = u, memory, _ = self._inject(tokens, memory)
             z, stats, _ = self.deq(*inputs, rtol=rtol, max_steps=max_steps)
             log_probabilities = self.softmax.log_probabilities(z[:, -1], self.embedding)
@@ -214,7 +214,7 @@ class DEQTransformerLM(nnx.Module):
 
     def bind(self, tokens: Int[Array, "batch length"], *, memory: Memory | None = None) -> Any:
         """The map `z -> f(z)` whose equilibrium a call with these arguments finds."""
-        tokens, _ = check_inputs(tokens, None, memory, self.config.width)
+        check_inputs(tokens, None, memory, self.config.width)
         return self.deq.bind(*self._inject(tokens, memory))
 
     def torch_entries(self) -> list[Entry]:

@@ -144,7 +144,7 @@ class TransformerXL(nnx.Module):
         Raises:
           ValueError: more targets than tokens, another batch size in targets or memory.
         """
-        z, targets, memory = self._read(tokens, targets, memory)
+        z, memory = self._read(tokens, targets, memory)
         h, losses, logits = self.drop_output(z), None, None
         if targets is None:
             logits = self.softmax.log_probabilities(h, self.embedding)
@@ -184,7 +184,7 @@ class TransformerXL(nnx.Module):
         pick = generation.picker(key, temperature, top_k)
 
         def read(tokens, memory):
-            z, _, memory = self._read(tokens, None, memory)
+            z, memory = self._read(tokens, None, memory)
             return generation.Reading(self.softmax.log_probabilities(z[:, -1], self.embedding), memory, None)
 
         return generation.extend(read, pick, prompt, memory, length, self.config.memory, key)
@@ -197,9 +197,9 @@ class TransformerXL(nnx.Module):
         return entries + self.softmax.torch_entries("crit", self.embedding)
 
     def _read(self, tokens, targets, memory):
-        """The last layer's output, the targets, and the memory with what came into all layers."""
+        """The last layer's output, and the memory with what came into all layers."""
         config = self.config
-        tokens, targets = check_inputs(tokens, targets, memory, config.layers * config.width)
+        check_inputs(tokens, targets, memory, config.layers * config.width)
         nothing = lambda z: jnp.zeros((*z.shape[:2], 3 * config.width), config.dtype)  # injected
         z = self.drop_words(self.embedding(tokens)).astype(config.state_dtype)
         if memory is None:
@@ -212,4 +212,4 @@ class TransformerXL(nnx.Module):
             inputs.append(z)
             z = layer(z, nothing(z), Memory(past, nothing(past), memory.length), positions)
         passed = jnp.concatenate(inputs, axis=-1)
-        return z, targets, memory.extend(passed, passed[..., :0], config.memory)
+        return z, memory.extend(passed, passed[..., :0], config.memory)
