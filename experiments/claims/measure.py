@@ -1,4 +1,4 @@
-"""What trained models do with other budgets, and how much memory their training takes."""
+"""What trained models' solves take, and how much memory their training takes."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,26 +25,6 @@ class Solved(NamedTuple):
     forward_share: float
     backward: float
     backward_share: float
-
-
-def stopped(config: training.Config, model: Any, max_steps: int) -> dict[str, float]:
-    """Scores on the test data where each solve has this budget; one compilation serves all budgets."""
-    graphdef, state = nnx.split(model)
-    rows = config.evaluation.batch or config.batch
-    carry, parts = config.task.carry(model, rows), []
-    for batch in config.data.evaluate("test", rows):
-        part, carry = evaluate((config.task, graphdef), state, batch, carry, jnp.int32(max_steps))
-        parts.append(part)
-    sums = jax.device_get(parts)
-    total = lambda name: np.asarray(np.sum([part[name] for part in sums], 0, np.float64))
-    return config.task.scores({name: total(name) for name in sums[0]})
-
-
-@partial(jax.jit, static_argnums=0)
-def evaluate(static, state, batch, carry, max_steps):
-    task, graphdef = static
-    out = task.apply(nnx.merge(graphdef, state, copy=True), batch, carry, max_steps=max_steps)
-    return out.sums, out.carry
 
 
 def solved(config: training.Config, model: Any, rtol: float, max_steps: int) -> Solved:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.claims import cases, measure, runs
+from experiments.claims import cases, runs
 from experiments.claims import figure as figures
 from experiments.claims.figure import Curve, Panel
 from experiments.claims.runs import DEQ, Run
@@ -60,4 +60,4 @@ def scores(run: Run, score: str, stops: tuple[int, ...]) -> list[float] | None:
     if run.diverged:
         return None
     model = training.load(run.config)
-    return [measure.stopped(run.config, model, stop)[score] for stop in stops]
+    return [training.evaluate(run.config, model, max_steps=stop)[score] for stop in stops]

@@ -2,6 +2,7 @@
 
 from jaxdeq.training._checkpoint import CheckpointError
 from jaxdeq.training._config import Checkpoints, Config, Data, Evaluation, Log
+from jaxdeq.training._evaluate import evaluate
 from jaxdeq.training._hosts import Hosts
 from jaxdeq.training._mesh import Mesh
 from jaxdeq.training._optimizer import SGD, Adam, Cosine, Optimizer
@@ -32,6 +33,7 @@ __all__ = [
     "Penalty",
     "Segmentation",
     "Task",
+    "evaluate",
     "load",
     "saved",
     "train",

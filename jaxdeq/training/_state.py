@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxdeq.training._config import Config
 from jaxdeq.training._mesh import place, place_rows
@@ -88,6 +90,15 @@ def create(config: Config, mesh: jax.sharding.Mesh) -> State:
     """The state before the first step, made in parts where the mesh has it in parts."""
     shardings = jax.tree.map(lambda x: x.sharding, plan_state(config, mesh))
     return jax.jit(lambda: draw(config), out_shardings=shardings)()
+
+
+def model_of(config: Config, state: State, mesh: jax.sharding.Mesh) -> Any:
+    """The model of a state, for evaluation: with averaged weights, where there are some."""
+    (params, rest), (graphdef, random) = state.ema or (state.params, state.rest), structure(config)
+    seeded = jax.jit(lambda: reseed(random, jax.random.key(config.seed)), out_shardings=NamedSharding(mesh, P()))
+    model: Any = nnx.merge(graphdef, params, seeded(), rest, copy=True)
+    model.eval()
+    return model
 
 
 def reseed(random: Any, key: jax.Array) -> Any:

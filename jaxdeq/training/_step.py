@@ -1,4 +1,4 @@
-"""The compiled programs of a run: a training step, an evaluation, spectral radii."""
+"""The compiled programs of a training step."""
 
 from functools import cache, partial
 from typing import Any
@@ -10,12 +10,11 @@ from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array
 
 from jaxdeq import BackwardStats
 from jaxdeq.training._config import Config
-from jaxdeq.training._measures import Measures, by_row, summary
-from jaxdeq.training._mesh import IN_USE, cut_rows, join_rows, place, place_rows
+from jaxdeq.training._measures import Measures, summary
+from jaxdeq.training._mesh import IN_USE, cut_rows, join_rows, place
 from jaxdeq.training._plan import Plan
 from jaxdeq.training._state import State, averaged, plan_state, reseed, split, structure
 from jaxdeq.training._task import Batch
@@ -38,28 +37,12 @@ class Programs:
         inside = config.penalty.in_program
         self.branches = jax.default_backend() != "cpu" if inside is None else inside
         self._train_program = cache(self._compile_train)
-        self._evaluate_program = cache(self._compile_evaluate)
-        self._radius_program = cache(self._compile_radius)
 
     def train(self, state: State, batch: Batch, plan: Plan) -> tuple[State, Measures]:
         """One step. The state that goes in is used up."""
         branches = self.branches and self._may_penalise(plan.unrolled)
         program = self._train_program(plan.unrolled, None if branches else bool(plan.penalised))
         return program(state, batch, plan)
-
-    def evaluate(self, weights: Any, batch: Batch, carry: Any, unrolled: bool) -> tuple[Measures, Any]:
-        """Sums over a batch, and the carry for the next one; `weights` are parameters and rest."""
-        return self._evaluate_program(unrolled)(weights, batch, carry)
-
-    def radius(self, weights: Any, batch: Batch, carry: Any, key: Array) -> Array:
-        """The mean of the spectral radii at the equilibria of a batch."""
-        return self._radius_program()(weights, batch, carry, key)
-
-    def carry(self, rows: int) -> Any:
-        """What evaluation begins with."""
-        begin = lambda: self.config.task.carry(self._model(*self._blank()), rows)
-        shardings = place_rows(jax.eval_shape(begin), self.mesh)
-        return jax.jit(begin, out_shardings=shardings)()
 
     def _may_penalise(self, unrolled):
         penalty = self.config.penalty
@@ -121,7 +104,8 @@ class Programs:
                 solve["probes"] = self.config.penalty.probes
 
         def objective(params, tap):
-            model = self._model(params, rest, mask_key)
+            graphdef, random = self.structure
+            model = nnx.merge(graphdef, params, reseed(random, mask_key), rest, copy=True)
             if self.config.implicit and not unrolled:
                 solve["tap"] = tap
             out = self.config.task.apply(model, batch, carry, **solve)
@@ -145,54 +129,9 @@ class Programs:
             measures |= summary("backward", backward)
         return grads, measures, rest, carry
 
-    def _model(self, params, rest, key=None):
-        """The model with these arrays; without a key, as in evaluation."""
-        graphdef, random = self.structure
-        streams = reseed(random, jax.random.key(0) if key is None else key)
-        model = nnx.merge(graphdef, params, streams, rest, copy=True)
-        if key is None:
-            model.eval()
-        return model
-
-    def _blank(self):
-        """Arrays of a model that is not run."""
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (self.state.params, self.state.rest))
-
     def _solve(self, unrolled, max_steps):
         """How to solve, as the model takes it."""
         model: Any = self.config.model
         if not self.config.implicit:
             return {}
         return {"unroll": model.unroll} if unrolled else {"max_steps": max_steps}
-
-    def _compile_evaluate(self, unrolled):
-        def evaluate(weights, batch, carry):
-            out = self._apply(weights, batch, carry, unrolled)
-            sums = dict(out.sums)
-            if out.output.stats is not None:
-                rows = batch["weights"].reshape(len(batch["weights"]), -1).max(axis=1)
-                sums |= {name: jnp.sum(rows * x) for name, x in by_row(out.output.stats, rows).items()}
-            return sums, out.carry
-
-        def compiled(weights, batch, carry):
-            return jax.jit(evaluate, out_shardings=(self.whole, place_rows(carry, self.mesh)))(weights, batch, carry)
-
-        return compiled
-
-    def _compile_radius(self):
-        def radius(weights, batch, carry, key):
-            params, rest = weights
-            z = self._apply(weights, batch, carry, unrolled=False).output.z
-            return jnp.mean(self.config.task.spectral_radius(self._model(params, rest), batch, carry, z, key))
-
-        return jax.jit(radius, out_shardings=self.whole)
-
-    def _apply(self, weights, batch, carry, unrolled):
-        """The model in evaluation, with the budget for that."""
-        params, rest = weights
-        params = lax.with_sharding_constraint(params, place(params, self.mesh, IN_USE))
-        evaluation = self.config.evaluation
-        solve = self._solve(unrolled, jnp.int32(evaluation.max_steps or getattr(self.config.model, "max_steps", 0)))
-        if "max_steps" in solve and evaluation.rtol:
-            solve["rtol"] = evaluation.rtol
-        return self.config.task.apply(self._model(params, rest), batch, carry, **solve)

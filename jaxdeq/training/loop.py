@@ -16,7 +16,7 @@ from jaxdeq.training._plan import plan
 from jaxdeq.training._report import report
 from jaxdeq.training._saves import Saves
 from jaxdeq.training._start import start_from
-from jaxdeq.training._state import State, create
+from jaxdeq.training._state import State, create, model_of
 from jaxdeq.training._step import Programs
 
 __all__ = ["Diverged", "train"]
@@ -143,10 +143,17 @@ class _Run:
         self.meter.resume()
 
     def _try_and_save(self):
-        scores = evaluate(self.programs, "valid", self.state, self.step)
-        self.records.write("valid", self.step, scores)
+        scores = self._scores("valid", self.state, self.step)
         solved = self.step >= self.config.pretrain  # the best checkpoint is to be one of these
         self.saves.save(self.state, self.data, self.step, scores if solved else None)
+
+    def _scores(self, split, state, step):
+        """Tries a state, unrolled before the end of pre-training, and writes how well it does."""
+        config: Any = self.config
+        unroll = config.model.unroll if step < config.pretrain else 0
+        scores = evaluate(config, model_of(config, state, self.mesh), split, unroll=unroll)
+        self.records.write(split, step, scores)
+        return scores
 
     def _record(self, interval):
         """Writes the means of an interval."""
@@ -170,9 +177,7 @@ class _Run:
         results = {}
         for name, step in steps.items():
             state = self.state if step == self.step else read_state(self.saves.folder, step, self.programs.state)
-            scores = evaluate(self.programs, "test", state, step)
-            self.records.write("test", step, scores)
-            results[name] = {"step": step, **scores}
+            results[name] = {"step": step, **self._scores("test", state, step)}
         if jax.process_index() == 0:
             report(self.config, self.records.records, results)
             self.records.say(f"see {self.config.work / 'summary.md'}")

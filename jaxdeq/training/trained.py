@@ -3,11 +3,10 @@
 from typing import Any
 
 import jax
-from flax import nnx
 
 from jaxdeq.training._checkpoint import CheckpointError, complete, first_line, folder_of, read_state
 from jaxdeq.training._config import Config
-from jaxdeq.training._state import plan_state, reseed, structure
+from jaxdeq.training._state import model_of, plan_state
 
 __all__ = ["load", "saved"]
 
@@ -58,8 +57,4 @@ def load(config: Config, step: int | None = None) -> Any:
             raise CheckpointError(
                 f"the checkpoint of step {step} in {folder} cannot be read ({first_line(error)}); there are {steps}"
             ) from error
-    params, rest = state.ema or (state.params, state.rest)
-    graphdef, random = structure(config)
-    model: Any = nnx.merge(graphdef, params, reseed(random, jax.random.key(config.seed)), rest, copy=True)
-    model.eval()
-    return model
+        return model_of(config, state, mesh)

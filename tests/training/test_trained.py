@@ -41,6 +41,25 @@ def test_the_last_model_scores_what_the_run_reported(whole):
         memory = out.memory
         losses.append(np.asarray(out.losses))
     assert np.mean(losses) == pytest.approx(results["last"]["loss"], rel=1e-5)
+    assert {"step": config.steps, **training.evaluate(config, model)} == results["last"]
+
+
+def test_a_model_is_tried_with_other_solves(whole):
+    config, results = whole
+    model = training.load(config)
+    if not config.implicit:
+        for limit in ({"rtol": 1e-3}, {"max_steps": 3}):
+            with pytest.raises(TypeError, match=next(iter(limit))):
+                training.evaluate(config, model, **limit)
+        return
+    few, loose, unrolled = ({"max_steps": 3, "rtol": 1e-9}, {"max_steps": 50, "rtol": 0.5}, {"unroll": 2})
+    assert training.evaluate(config, model, **few)["forward_steps"] == 3
+    assert training.evaluate(config, model, **loose)["forward_converged"] == 1
+    valid = training.evaluate(config, model, "valid", **unrolled)
+    assert not any(name.startswith("forward") for name in valid)
+    assert abs(valid["loss"] - results["last"]["loss"]) < 0.5
+    within = replace(config, evaluation=training.Evaluation(max_steps=3, rtol=1e-9))
+    assert training.evaluate(within, model) == training.evaluate(config, model, **few)
 
 
 def test_a_checkpoint_by_its_step(whole):

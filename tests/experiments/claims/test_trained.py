@@ -18,6 +18,7 @@ from experiments.claims.stability import Setting, Stability, solved, unstable, v
 from experiments.claims.stop import Stop
 from experiments.claims.table import Spread, Table, cell
 from jaxdeq import training
+from jaxdeq.training import _evaluate
 from jaxdeq.training._interrupts import Interrupts
 
 # On one worker: the fixture is made once.
@@ -96,9 +97,9 @@ def test_stops_share_a_compilation_and_change_the_answer(quick):
     options, _ = quick
     config = runs.config("fashion_mdeq", "plain", 0, options.out / "quick" / "runs", quick=True)
     model = training.load(config)
-    measure.evaluate.clear_cache()
-    losses = [measure.stopped(config, model, budget)["loss"] for budget in (1, 2, 4)]
-    assert measure.evaluate._cache_size() == 1
+    _evaluate._sums.clear_cache()
+    losses = [training.evaluate(config, model, max_steps=budget)["loss"] for budget in (1, 2, 4)]
+    assert _evaluate._sums._cache_size() == 1
     assert len(set(losses)) == 3
     trained = json.loads((config.work / "end.json").read_text())["test"]["loss"]
     assert losses[-1] == pytest.approx(trained, rel=1e-4)  # 4 is the model's own budget
