@@ -71,16 +71,17 @@ def compile(plan: Plan) -> Iterator[Row]:
     everyone = ours | peers.installed()
     solves = {name: lambda f, z, p, s=solve: s(f, z, p, RTOL).z for name, solve in everyone.items()}
     solves["two bare loops"] = contenders.two_loops
-    for make in problems.ALL[plan.sizes]:
+    cell = problems.CELL[plan.sizes]
+    for make in (*problems.ALL[plan.sizes], cell):
         problem = make()
         runs = {name: compiling(problem, gradient(solve, 0)) for name, solve in solves.items()}
         units = {"": compiling(problem, value(bare), gradient(bare, (0, 1)))}
-        if problem.kind == "attention":
+        if make is cell:
             units[", both in one program"] = compiling(problem, gradient(bare, (0, 1)))
         times = interleave({**units, **runs}, plan.repetitions, shortest=0.0)
         for unit in units:
             for name in runs:
-                target = 1.5 if problem.kind == "attention" and name in ours else None
+                target = 1.5 if make is cell and name in ours else None
                 yield Row("compile", f"{problem.name}{unit}", name, ratio(times[name], times[unit]), target)
 
 

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+
+from jaxdeq.models import DEQTransformerConfig, DEQTransformerLM
 
 
 class Problem(NamedTuple):
@@ -62,6 +65,25 @@ def attention(batch: int, length: int, width: int, heads: int = 4) -> Problem:
         return normalise(x + middle + jax.nn.gelu(middle @ p["up"]) @ p["down"])
 
     return Problem(f"attention {batch} x {length} x {width}", f, (weights, x), jnp.zeros_like(x), "attention")
+
+
+def transformer_cell(batch: int, length: int, width: int, heads: int = 4) -> Problem:
+    """The layer of `DEQTransformerLM`, in evaluation, with a memory as long as the segment."""
+    config = DEQTransformerConfig(vocab=2, width=width, heads=heads, inner=4 * width, embed=width, memory=length)
+    model = DEQTransformerLM(config, rngs=nnx.Rngs(0))
+    model.eval()
+    graphdef, weights, rest = nnx.split(model.deq.cell, nnx.Param, ...)
+    arrays, structure = jax.tree.flatten(weights)  # others cannot have NNX's variables
+    u = jax.random.normal(jax.random.key(0), (batch, length, 3 * width))
+    memory, positions = model.empty_memory(batch), model.positions(2 * length)
+
+    def f(z, params):
+        arrays, u = params
+        weights = jax.tree.unflatten(structure, arrays)
+        return nnx.merge(graphdef, weights, rest, copy=True)(z, u, memory, positions)
+
+    name = f"transformer cell {batch} x {length} x {width}"
+    return Problem(name, f, (arrays, u), jnp.zeros((batch, length, width)))
 
 
 def images(batch: int, side: int, channels: int, expansion: int = 2) -> Problem:
@@ -133,6 +155,11 @@ ALL: dict[str, list[Callable[[], Problem]]] = {  # by size
         partial(images, 32, 56, 64),
         *ANYWHERE,
     ],
+}
+CELL: dict[str, Callable[[], Problem]] = {  # only compiled: to be solved, it would have to be trained
+    "tiny": partial(transformer_cell, 2, 4, 16),
+    "laptop": partial(transformer_cell, 8, 64, 128),
+    "gpu": partial(transformer_cell, 32, 256, 512),
 }
 
 

@@ -61,6 +61,7 @@ class Stability:
     norms: tuple[Norm, ...] = NORMS
     rates: tuple[float, ...] = (1e-3, 5e-3)  # peaks of Adam's rate; the first is that of `sotu_transformer`
     budgets: tuple[int, ...] = (12, 5)  # evaluations; the first is that of `sotu_transformer`
+    penalty: training.Penalty = training.Penalty(0.3, 0.35)  # of `sotu_transformer`; the paper's with pre-LN: 2.0, 0.4
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 1500  # a fifth of them unrolled
     quick: bool = False  # a smoke test: a small model, a few steps, the last setting
@@ -88,6 +89,7 @@ class Stability:
         model: Any = known.model
         optimizer: Any = known.optimizer
         steps = known.steps if self.quick else self.steps
+        how = form if form == "plain" else f"{form}_{self.penalty.weight:g}"
         return replace(
             known,
             model=replace(
@@ -97,6 +99,7 @@ class Stability:
                 max_steps=setting.max_steps,
                 adjoint=replace(model.adjoint, max_steps=setting.max_steps + 2),
             ),
+            penalty=known.penalty if form == "plain" else self.penalty,
             optimizer=replace(optimizer, rate=replace(optimizer.rate, peak=setting.rate)),
             data=Beginning(known.data, 4),
             steps=steps,
@@ -104,7 +107,7 @@ class Stability:
             evaluation=replace(known.evaluation, every=max(1, steps // 20), radius=True),
             checkpoints=training.Checkpoints(every=0, keep=1),
             log=replace(known.log, every=max(1, steps // 60)),
-            work=folder / f"stability-{str(setting).replace(', ', '-').replace(' ', '_')}-{form}-{seed}",
+            work=folder / f"stability-{str(setting).replace(', ', '-').replace(' ', '_')}-{how}-{seed}",
         )
 
 
