@@ -179,6 +179,6 @@ def panel(setting: Setting, name: str, kind: str, found: dict[tuple[Setting, str
         "step of training (count)",
         figures.label(name),
         curves,
-        log=name == "forward_residual",
+        log=name != "loss",
         marks=marks,
     )
