@@ -11,6 +11,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdeq import _checks as check
 from jaxdeq.training import _state
 from jaxdeq.training._config import Config
 from jaxdeq.training._measures import by_row
@@ -63,7 +64,7 @@ def evaluate(
       and `radius` where `config.evaluation` asks for it.
 
     Raises:
-      ValueError: there are no such data.
+      ValueError: there are no such data; `max_steps`, `rtol` or `unroll` below 0.
 
     Example:
       >>> from experiments import configs
@@ -73,6 +74,9 @@ def evaluate(
       ...     model = training.load(config)
       ...     return [training.evaluate(config, model, max_steps=n)["accuracy"] for n in (3, 4, 5)]
     """
+    check.count("max_steps", max_steps, least=0)
+    check.count("unroll", unroll, least=0)
+    check.nonnegative("rtol", rtol)
     mesh, rows = config.mesh.make(), config.evaluation.batch or config.batch
     graphdef, *arrays = _state.split(model)
     fixed = _Fixed(config.task, graphdef, mesh)

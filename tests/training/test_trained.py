@@ -62,6 +62,12 @@ def test_a_model_is_tried_with_other_solves(whole):
     assert training.evaluate(within, model) == training.evaluate(config, model, **few)
 
 
+@pytest.mark.parametrize("limit", [{"max_steps": -1}, {"rtol": -1e-3}, {"unroll": -1}])
+def test_solves_with_less_than_nothing_are_refused(limit):
+    with pytest.raises(ValueError, match=next(iter(limit))):
+        training.evaluate(tiny.TEXT, None, **limit)
+
+
 def test_a_checkpoint_by_its_step(whole):
     config, _ = whole
     steps = training.saved(config)
