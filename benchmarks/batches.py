@@ -25,12 +25,13 @@ def vmap(plan: Plan) -> Iterator[Row]:
     g, exact = against.gradient_of(problem)
     native = against.compiled(longest(contenders.by_rows(solvers.Anderson())), problem, g, exact, (1.0,))
     assert native, "the native batch does not find the answer"
-    everyone = {"jaxdeq Anderson()": contenders.DEFAULT["Anderson()"]} | ({} if plan.tiny else peers.installed())
+    default = {"jaxdeq Anderson()": contenders.DEFAULT["Anderson()"]}
+    everyone = default | ({} if plan.tiny else {"jaxdeq Picard()": contenders.SOLVERS["Picard()"], **peers.installed()})
     found = {name: against.compiled(vmapped(s), problem, g, exact, against.LOOSER) for name, s in everyone.items()}
     runs = {name: c.gradient for name, c in found.items() if c}
     times = interleave({"native": native.gradient, **runs}, plan.repetitions)
     for name, c in found.items():
-        target = 1.3 if name.startswith("jaxdeq") else None
+        target = 1.3 if name in default else None
         if c is None:
             yield Row("vmap", problem.name, name, None, target)
         else:

@@ -21,9 +21,9 @@ from jaxdeq.training._task import Batch
 
 
 class Programs:
-    """What a config computes on a mesh; each program is compiled when it is first run.
+    """The training step of a config on a mesh; each program is compiled when it is first run.
 
-    A training step has up to three: unrolled; solved; and, where the penalty does not branch inside
+    There are up to three: unrolled; solved; and, where the penalty does not branch inside
     the program (see `Penalty.in_program`), solved with the penalty. All take and return one state.
     """
 
@@ -95,20 +95,23 @@ class Programs:
 
     def _one(self, params, weight, max_steps, unrolled, penalised, rest, batch, carry, key):
         """Gradients and measures of one part."""
+        config: Any = self.config  # only implicit models have `unroll`
         mask_key, probe_key = jax.random.split(key)
         rows = len(jax.tree.leaves(batch)[0])
-        solve = self._solve(unrolled, max_steps)
+        solve: dict[str, Any] = {}
+        if config.implicit:
+            solve = {"unroll": config.model.unroll} if unrolled else {"max_steps": max_steps}
         if penalised:
             solve["key"] = probe_key
-            if self.config.penalty.probes:
-                solve["probes"] = self.config.penalty.probes
+            if config.penalty.probes:
+                solve["probes"] = config.penalty.probes
 
         def objective(params, tap):
             graphdef, random = self.structure
             model = nnx.merge(graphdef, params, reseed(random, mask_key), rest, copy=True)
-            if self.config.implicit and not unrolled:
+            if config.implicit and not unrolled:
                 solve["tap"] = tap
-            out = self.config.task.apply(model, batch, carry, **solve)
+            out = config.task.apply(model, batch, carry, **solve)
             measures = {name: x / out.sums["weight"] for name, x in out.sums.items() if x.ndim == 0}
             measures["loss"] = out.loss
             if out.output.stats is not None:
@@ -121,17 +124,10 @@ class Programs:
             del measures["weight"]
             return total, (measures, split(model).rest, out.carry)
 
-        batched = getattr(self.config.model, "batched", False)
+        batched = getattr(config.model, "batched", False)
         tap = BackwardStats.empty(*([rows] if batched else []))
         differentiate = jax.grad(objective, argnums=(0, 1), has_aux=True)
         (grads, backward), (measures, rest, carry) = differentiate(params, tap)
         if "tap" in solve:
             measures |= summary("backward", backward)
         return grads, measures, rest, carry
-
-    def _solve(self, unrolled, max_steps):
-        """How to solve, as the model takes it."""
-        model: Any = self.config.model
-        if not self.config.implicit:
-            return {}
-        return {"unroll": model.unroll} if unrolled else {"max_steps": max_steps}
