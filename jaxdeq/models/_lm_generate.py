@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxdeq import Stats
 from jaxdeq import _checks as check
@@ -37,7 +37,7 @@ class Generated(NamedTuple):
       ((1, 5), (5, 1))
     """
 
-    tokens: Int[Array, "batch length"]
+    tokens: Integer[Array, "batch length"]
     memory: Memory
     stats: Stats
 
@@ -55,7 +55,13 @@ Pick = Callable[[Array, Any], Array]  # log probabilities and a key: tokens
 
 
 def extend(
-    read: Read, pick: Pick, prompt: Int[Array, "batch prompt"], memory: Memory | None, length: int, room: int, key: Any
+    read: Read,
+    pick: Pick,
+    prompt: Integer[Array, "batch prompt"],
+    memory: Memory | None,
+    length: int,
+    room: int,
+    key: Any,
 ) -> Generated:
     """Reads the prompt once, then `length - 1` tokens one by one, each at the cost of its own position."""
     keys = None if key is None else jax.random.split(key, length)

@@ -8,7 +8,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxdeq._tree import wide_dtype
 from jaxdeq.models import _entries
@@ -53,7 +53,7 @@ class Embedding(_Vocabulary):
         self.projections = nnx.List(projections)
         self.scale = config.width**0.5
 
-    def __call__(self, words: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
+    def __call__(self, words: Integer[Array, "batch length"]) -> Float[Array, "batch length width"]:
         words = jnp.asarray(words, jnp.int32)  # narrow integers would wrap around at the size of the vocabulary
         if len(self.tables) == 1:
             return self._look_up(0, words) * self.scale
@@ -97,7 +97,7 @@ class Softmax(_Vocabulary):
         self.projections = nnx.List([draw((config.width, self._shape(i)[1])) for i in self.own])
 
     def losses(
-        self, h: Float[Array, "batch length width"], words: Int[Array, "batch length"], embedding: Embedding
+        self, h: Float[Array, "batch length width"], words: Integer[Array, "batch length"], embedding: Embedding
     ) -> Float[Array, "batch length"]:
         """Negative log probabilities of `words`, in nats, in the order of the positions.
 

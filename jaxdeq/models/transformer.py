@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxdeq import BackwardStats, spectral_radius
 from jaxdeq import _checks as check
@@ -81,9 +81,9 @@ class DEQTransformerLM(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "batch length"],
+        tokens: Integer[Array, "batch length"],
         *,
-        targets: Int[Array, "batch targets"] | None = None,
+        targets: Integer[Array, "batch targets"] | None = None,
         memory: Memory | None = None,
         key: Array | None = None,
         probes: int = 1,
@@ -144,7 +144,7 @@ class DEQTransformerLM(nnx.Module):
 
     def generate(
         self,
-        prompt: Int[Array, "batch prompt"],
+        prompt: Integer[Array, "batch prompt"],
         length: int,
         *,
         memory: Memory | None = None,
@@ -195,7 +195,7 @@ class DEQTransformerLM(nnx.Module):
 
     def spectral_radius(
         self,
-        tokens: Int[Array, "batch length"],
+        tokens: Integer[Array, "batch length"],
         z: Float[Array, "batch length width"],
         key: Array,
         *,
@@ -212,7 +212,7 @@ class DEQTransformerLM(nnx.Module):
         """
         return spectral_radius(self.bind(tokens, memory=memory), z, key, iters=iters, batched=True)
 
-    def bind(self, tokens: Int[Array, "batch length"], *, memory: Memory | None = None) -> Any:
+    def bind(self, tokens: Integer[Array, "batch length"], *, memory: Memory | None = None) -> Any:
         """The map `z -> f(z)` whose equilibrium a call with these arguments finds."""
         check_inputs(tokens, None, memory, self.config.width)
         return self.deq.bind(*self._inject(tokens, memory))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Int
+from jaxtyping import Array, Integer
 
 from jaxdeq import _checks as check
 from jaxdeq.models import _lm_generate as generation
@@ -121,9 +121,9 @@ class TransformerXL(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "batch length"],
+        tokens: Integer[Array, "batch length"],
         *,
-        targets: Int[Array, "batch targets"] | None = None,
+        targets: Integer[Array, "batch targets"] | None = None,
         memory: Memory | None = None,
     ) -> LMOutput:
         """Losses, or probabilities of the next token, of one segment of text.
@@ -160,7 +160,7 @@ class TransformerXL(nnx.Module):
 
     def generate(
         self,
-        prompt: Int[Array, "batch prompt"],
+        prompt: Integer[Array, "batch prompt"],
         length: int,
         *,
         memory: Memory | None = None,

@@ -305,12 +305,13 @@ def test_half_precision_parameters_leave_positions_exact():
     np.testing.assert_array_equal(frequencies[...], build(CONFIG).positions.frequencies[...])
 
 
-def test_narrow_integers_are_words_too():
-    """Where the size of the vocabulary does not fit in them."""
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint16"])
+def test_narrow_integers_are_words_too(dtype):
+    """Where the size of the vocabulary does not fit in them; files of words often hold unsigned ones."""
     model = build(replace(CONFIG, vocab=128, cutoffs=(50, 100)))
     words = jnp.asarray([[3, 70, 127, 101]])
     want = run(model, words, targets=words).losses
-    narrow = words.astype(jnp.int8)
+    narrow = words.astype(dtype)
     np.testing.assert_array_equal(run(model, narrow, targets=narrow).losses, want)
     assert jax.eval_shape(lambda words: model.generate(words, 2).tokens, narrow).dtype == jnp.int32
 
