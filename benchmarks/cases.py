@@ -1,5 +1,6 @@
 """What is measured. Each case yields rows; a target is an upper bound."""
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -123,19 +124,22 @@ def overhead(plan: Plan) -> Iterator[Row]:
 
 
 def bare_loop(plan: Plan) -> Iterator[Row]:
-    """Time of a step of a solve, in that of a loop which applies `f` and does nothing else."""
+    """Time of a step of a solve, in that of an evaluation of `f` among 20 and nothing else, in a loop and without."""
+    # Without a loop a GPU replays them as one CUDA graph: XLA records all kernels of a program that follow each other.
+    loop = lambda f, z, p: jax.lax.fori_loop(0, 20, lambda _, z: f(z, p), z)
+    straight = lambda f, z, p: functools.reduce(lambda z, _: f(z, p), range(20), z)
     sizes = {"tiny": [(4, 16)], "laptop": [(64, 1024)], "gpu": [(64, 1024), (1024, 1024), (1024, 4096)]}
     for problem in (problems.dense(*size) for size in sizes[plan.sizes]):
-        loop = jax.jit(lambda z, p, f=problem.f: jax.lax.fori_loop(0, 20, lambda _, z: f(z, p), z))
+        units = {"": jax.jit(loop, static_argnums=0), ", without a loop": jax.jit(straight, static_argnums=0)}
+        units = {unit: functools.partial(apply, problem.f, problem.z0, problem.params) for unit, apply in units.items()}
         names = ("Picard()", "Anderson(5)", "Broyden(10)")
         runs = {name: contenders.forward(contenders.SOLVERS[name], problem, RTOL) for name in names}
-        bare = lambda run=loop, problem=problem: run(problem.z0, problem.params)
-        times = interleave({"loop": bare, **runs}, plan.repetitions)
-        for name, run in runs.items():
-            answer = run()
-            each = ratio(times[name] / float(answer.steps), times["loop"] / 20)
-            each = checked(problem, answer, each)
-            yield Row("bare_loop", problem.name, name, each, 1.1, *facts(problem, answer))
+        times = interleave({**units, **runs}, plan.repetitions)
+        for unit in units:
+            for name, run in runs.items():
+                answer = run()
+                each = checked(problem, answer, ratio(times[name] / float(answer.steps), times[unit] / 20))
+                yield Row("bare_loop", f"{problem.name}{unit}", name, each, 1.1, *facts(problem, answer))
 
 
 def imports(plan: Plan) -> Iterator[Row]:

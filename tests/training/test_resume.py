@@ -12,7 +12,7 @@ from tests.training import tiny
 from tests.training.processes import arrays, finish, records, same, start, wait_for
 
 # On one worker: the fixture is made once.
-pytestmark = pytest.mark.xdist_group("resume")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
 
 STEPS = tiny.LONG.steps
 

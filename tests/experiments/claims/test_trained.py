@@ -22,7 +22,7 @@ from jaxdeq.training import _evaluate
 from jaxdeq.training._interrupts import Interrupts
 
 # On one worker: the fixture is made once.
-pytestmark = pytest.mark.xdist_group("claims")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("claims")]
 
 STUDIES = ("explicit", "stop", "evaluations", "cost")
 
@@ -170,7 +170,6 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     assert run.test["perplexity"] > 1
 
 
-@pytest.mark.slow
 def test_stability(tmp_path):
     table = Stability(quick=True, seeds=(0,)).run(tmp_path / "stability.png")
     assert [row[:2] for row in table.rows] == [("no weight norm, 0.005, 5", runs.NAMES[form]) for form in runs.DEQ]
