@@ -4,7 +4,8 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
-from jax.extend.core import Literal
+
+from jaxdeq._jaxpr import Literal
 
 
 def fingerprint(jaxpr: Any) -> tuple:

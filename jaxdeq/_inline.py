@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jax.extend.core import Literal, Var
+from jaxdeq._jaxpr import Literal, Var
 
 
 def inline(jaxpr: Any, consts: list[Any]) -> tuple[list[Any], list[Any], list[Any], list[Any]]:

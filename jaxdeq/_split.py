@@ -5,9 +5,9 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax.extend.core import Literal, Var
 
 from jaxdeq._closure import Hoisted, rewrite
+from jaxdeq._jaxpr import Literal, Var
 
 # Sinking these back into the loop costs little: they only move or repeat data, and a compiler
 # folds them into what consumes them. Hoisting them would store a second copy of it.

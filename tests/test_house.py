@@ -7,9 +7,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import jax.extend
 import pytest
 
 import jaxdeq
+from jaxdeq import _jaxpr
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jaxdeq"
@@ -17,6 +19,7 @@ PACKAGE = ROOT / "jaxdeq"
 # Each floor imports from the rows before its own, never from its own row, but that a package's
 # files may import its private ones. `__init__` stands for the public names: `from jaxdeq import fixed_point`.
 FLOORS = [
+    {"_jaxpr"},
     {"_checks", "_eliminate", "_fingerprint", "_inline", "_search", "_tree", "_types"},
     {"_closure", "_loop", "solvers"},
     {"_collectives", "_split"},
@@ -81,11 +84,15 @@ def test_guests_import_public_names(path):
 
 
 def test_import_is_light():
-    """A fresh interpreter, for this one has imported everything."""
-    code = f"import jaxdeq, sys; print(*{set(FIRST_TO_IMPORT)} & set(sys.modules))"
+    """A fresh interpreter, for this one has imported everything. jax.extend brings Pallas with it."""
+    code = f"import jaxdeq, sys; print(*{set(FIRST_TO_IMPORT) | {'jax.extend'}} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == ""
+
+
+def test_atoms_are_those_of_jax():
+    assert (_jaxpr.Var, _jaxpr.Literal) == (jax.extend.core.Var, jax.extend.core.Literal)
 
 
 MODULES = ("adjoints", "models", "models.convert", "nn", "plot", "solvers", "training")
