@@ -46,7 +46,10 @@ SOLVERS: dict[str, Solve] = {
     "Anderson(10)": ours(solvers.Anderson(10)),
     "Broyden(10)": ours(solvers.Broyden(10)),
 }
-STIFF: dict[str, Solve] = {"Anderson(20)": ours(solvers.Anderson(20))}  # one more where many steps are needed
+HARD: dict[str, Solve] = {  # more where many steps are needed
+    "Anderson(20)": ours(solvers.Anderson(20)),
+    "Anderson(10, every=3)": ours(solvers.Anderson(10, every=3)),
+}
 
 
 def forward(solve: Solve, problem: Problem, rtol: float) -> Callable[[], Answer]:

@@ -149,6 +149,7 @@ BUILT = [
     (partial(solvers.Anderson, damping=-0.1), ValueError, ["damping", "where 1 is a full step", "-0.1"]),
     (partial(solvers.Anderson, history=0), ValueError, ["history must be at least 1", "0"]),
     (partial(solvers.Anderson, history=2.5), TypeError, ["history must be an int", "2.5 (float)"]),
+    (partial(solvers.Anderson, every=0), ValueError, ["every must be at least 1", "0"]),
     (partial(solvers.Anderson, ridge=-1.0), ValueError, ["ridge must be a finite number of at least 0", "-1.0"]),
     (partial(solvers.Anderson, memory=5), TypeError, ["memory"]),
     (partial(adjoints.Implicit, "cg"), TypeError, ["solver must be a solver object", "'cg'"]),

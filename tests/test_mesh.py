@@ -25,6 +25,7 @@ SHORT = {
 }  # short memories compile fast
 SOLVERS = [getattr(solvers, name)(**SHORT.get(name, {})) for name in solvers.__all__]
 SEVERAL_A_STEP = {"NewtonKrylov"}  # evaluations of `f`
+SOLVERS += [solvers.Anderson(HISTORY, every=2)]
 CASES = [(s, False) for s in SOLVERS] + [(solvers.Picard(), True), (solvers.Anderson(HISTORY), True)]
 ADJOINTS = [
     adjoints.Implicit(),

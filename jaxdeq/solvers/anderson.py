@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxdeq import _checks as check
 from jaxdeq import _tree as tree
@@ -19,7 +20,7 @@ class AndersonState(NamedTuple):
     moves: Any  # [history] of (1 - damping) z + damping f(z)
     residuals: Any  # [history] of f(z) - z
     gram: jax.Array  # [history, history, *batch]: inner products of the residuals
-    slot: jax.Array  # which entry of the history comes next
+    done: jax.Array  # steps made
     next: Any  # where to evaluate `f` next
 
 
@@ -37,10 +38,13 @@ class Anderson:
       damping: the weight of the new iterate; 1 is a full step.
       ridge: Tikhonov term, relative to the size of each residual. Larger values are more robust
         far from the solution, smaller ones faster near it.
+      every: mixes in each `every`-th step; the others go to `(1 - damping) z + damping f(z)`, and
+        are cheaper. On slow contractions 3 takes fewer steps than 1 does, with a short history half
+        as many. Where `f` does not contract, steps in between lead away from the solution.
 
     Raises:
-      ValueError: `history < 1`, `damping` outside (0, 1], or `ridge < 0`.
-      TypeError: `history` is not an int.
+      ValueError: `history < 1`, `damping` outside (0, 1], `ridge < 0`, or `every < 1`.
+      TypeError: `history` or `every` is not an int.
 
     Example:
       >>> import jax.numpy as jnp, jaxdeq
@@ -51,16 +55,20 @@ class Anderson:
     References:
       Anderson, "Iterative Procedures for Nonlinear Integral Equations", 1965.
       Walker & Ni, "Anderson Acceleration for Fixed-Point Iterations", 2011.
+      Pratapa, Suryanarayana & Pask, "Anderson Acceleration of the Jacobi Iterative Method", 2016,
+      on plain steps in between.
     """
 
     history: int = 5
     damping: float = 1.0
     ridge: float = 1e-5
+    every: int = 1
 
     def __post_init__(self):
         check.count("history", self.history)
         check.fraction("damping", self.damping)
         check.nonnegative("ridge", self.ridge)
+        check.count("every", self.every)
 
     def init(self, f: Map, z0: Any) -> AndersonState:
         room = tree.zeros(z0, self.history)
@@ -70,7 +78,7 @@ class Anderson:
         return AndersonState(z0, z0, moves, room, gram, jnp.uint32(0), z0)
 
     def step(self, f: Map, state: AndersonState) -> AndersonState:
-        slot = state.slot
+        slot = state.done % self.history
         z = state.next
         fz = f(z)
         residual = tree.sub(fz, z)
@@ -79,27 +87,26 @@ class Anderson:
         # cannot hold; XLA thus updates in place, where it copied each history up to four times a step. (A step
         # at 64 x 512 with 10 iterates takes 1.6 evaluations of a tanh layer, and 2.3 the other way round.)
         row = tree.dot(state.residuals, residual, f.batch + 1)
-        here = self._slots(row.ndim) == slot
+        here = np.arange(self.history, dtype=np.uint32).reshape(-1, *(1,) * (row.ndim - 1)) == slot
         row = jnp.where(here, tree.dot(residual, residual, f.batch), row)
         usable = jnp.isfinite(jnp.sum(row, axis=0))
         row = jnp.where(usable, row, 0)
         residuals = tree.put(state.residuals, slot, tree.keep(usable, residual))
         gram = jnp.where(here, row[:, None], jnp.where(here[:, None], row, state.gram))
         moves = tree.put(state.moves, slot, move)
-        state = AndersonState(z, fz, moves, residuals, gram, (slot + 1) % self.history, z)
-        return state._replace(next=tree.mix(self._weights(state), moves))
+        done = state.done + 1
+        mixed = lambda: tree.mix(self._weights(gram, here), moves)
+        # A branch: steps in between read one history less. (With 10 iterates and `every=3`, gradients took 0.7 of
+        # the time at 64 x 256, 0.96 at 64 x 512.)
+        following = mixed() if self.every == 1 else lax.cond(done % self.every == 0, mixed, lambda: move)
+        return AndersonState(z, fz, moves, residuals, gram, done, following)
 
-    def _weights(self, state: AndersonState) -> jax.Array:
+    def _weights(self, gram: jax.Array, newest: jax.Array) -> jax.Array:
         """The minimiser, `[history, *batch]`; the newest iterate alone where it does not exist."""
-        weights = solve_ones(state.gram, self.ridge)
+        weights = solve_ones(gram, self.ridge)
         total = jnp.sum(weights, axis=0)
         good = (total > 0) & jnp.isfinite(total)
-        newest = (self._slots(weights.ndim) + 1) % self.history == state.slot
         return jnp.where(good, weights / jnp.where(good, total, 1), newest.astype(weights.dtype))
-
-    def _slots(self, ndim: int) -> np.ndarray:
-        """The slots' numbers, `[history, 1, ...]`."""
-        return np.arange(self.history, dtype=np.uint32).reshape(-1, *(1,) * (ndim - 1))
 
 
 def solve_ones(gram: jax.Array, ridge: float) -> jax.Array:
