@@ -125,13 +125,15 @@ def overhead(plan: Plan) -> Iterator[Row]:
 
 def bare_loop(plan: Plan) -> Iterator[Row]:
     """Time of a step of a solve, in that of an evaluation of `f` among 20 and nothing else, in a loop and without."""
-    # Without a loop a GPU replays them as one CUDA graph: XLA records all kernels of a program that follow each other.
+    # Without a loop, XLA's defaults for a GPU should record them as one CUDA graph (command buffers), to be replayed.
     loop = lambda f, z, p: jax.lax.fori_loop(0, 20, lambda _, z: f(z, p), z)
     straight = lambda f, z, p: functools.reduce(lambda z, _: f(z, p), range(20), z)
     sizes = {"tiny": [(4, 16)], "laptop": [(64, 1024)], "gpu": [(64, 1024), (1024, 1024), (1024, 4096)]}
     for problem in (problems.dense(*size) for size in sizes[plan.sizes]):
-        units = {"": jax.jit(loop, static_argnums=0), ", without a loop": jax.jit(straight, static_argnums=0)}
-        units = {unit: functools.partial(apply, problem.f, problem.z0, problem.params) for unit, apply in units.items()}
+        units = {
+            unit: functools.partial(jax.jit(apply, static_argnums=0), problem.f, problem.z0, problem.params)
+            for unit, apply in {"": loop, ", without a loop": straight}.items()
+        }
         names = ("Picard()", "Anderson(5)", "Broyden(10)")
         runs = {name: contenders.forward(contenders.SOLVERS[name], problem, RTOL) for name in names}
         times = interleave({**units, **runs}, plan.repetitions)

@@ -7,16 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdeq import Status, adjoints, fixed_point
+from jaxdeq import Status, fixed_point
 from jaxdeq._types import Map
 from jaxdeq.solvers import Anderson
 from tests.problems import draw, orthogonal
 
 SIZE = 24
 SHIFT = draw(SIZE, seed=3)
-SPECTRUM = np.linspace(-0.9, 0.985, SIZE)  # of a slow contraction
-MATRIX = orthogonal(SIZE, seed=2) @ np.diag(SPECTRUM) @ orthogonal(SIZE, seed=2).T
-SLOW = jax.jit(lambda z: jnp.asarray(MATRIX, z.dtype) @ z + jnp.asarray(SHIFT, z.dtype))
+Q = orthogonal(SIZE, seed=2)
+MATRIX = Q @ np.diag(np.linspace(-0.9, 0.985, SIZE)) @ Q.T  # of a slow contraction
+
+
+def slow(z, shift):
+    return jnp.asarray(MATRIX, z.dtype) @ z + shift
 
 
 def textbook(f, z, steps, solver):
@@ -44,32 +47,30 @@ def textbook(f, z, steps, solver):
 )
 def test_textbook(history, every, damping, seed):
     solver = Anderson(history, damping, ridge=0.0, every=every)
-    f = lambda z: np.tanh(MATRIX @ z) + SHIFT
     z0 = draw(SIZE, seed=seed)
     with jax.enable_x64(True):
-        step = jax.jit(lambda state: solver.step(Map(lambda z: jnp.tanh(jnp.asarray(MATRIX) @ z) + SHIFT), state))
+        f = jax.jit(lambda z: jnp.tanh(slow(z, 0.0)) + SHIFT)
+        step = jax.jit(lambda state: solver.step(Map(f), state))
         state = solver.init(Map(f), jnp.asarray(z0, jnp.float64))
-        for z in textbook(f, np.asarray(z0, np.float64), 9, solver):
+        for z in textbook(lambda z: np.asarray(f(z)), np.asarray(z0, np.float64), 9, solver):
             state = step(state)
             np.testing.assert_allclose(state.z, z, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(("history", "share"), [(5, 0.7), (10, 0.9)])
 def test_plain_steps_in_between_save_evaluations(history, share):
-    solve = lambda **every: fixed_point(SLOW, jnp.zeros(SIZE), solver=Anderson(history, **every), max_steps=500).stats
-    each, third = solve(), solve(every=3)
+    shift = jnp.asarray(SHIFT, jnp.float32)
+    solve = lambda solver: fixed_point(slow, jnp.zeros(SIZE), shift, solver=solver, max_steps=500).stats
+    each, third = solve(Anderson(history)), solve(Anderson(history, every=3))
     assert each.status == third.status == Status.CONVERGED
     assert int(third.steps) < share * int(each.steps)
 
 
 def test_gradient_with_plain_steps_in_between():
     """Backward too: the exact gradient of a linear map's equilibrium."""
-    found = jax.grad(
-        lambda shift: fixed_point(
-            lambda z: jnp.asarray(MATRIX, z.dtype) @ z + shift, jnp.zeros(SIZE), solver=Anderson(5, every=3),
-            adjoint=adjoints.Implicit(), rtol=1e-6, max_steps=500,
-        ).z[0]
-    )(jnp.asarray(SHIFT, jnp.float32))  # fmt: skip
+    options = {"solver": Anderson(5, every=3), "rtol": 1e-6, "max_steps": 500}
+    first = lambda shift: fixed_point(slow, jnp.zeros(SIZE), shift, **options).z[0]
+    found = jax.grad(first)(jnp.asarray(SHIFT, jnp.float32))
     exact = np.linalg.solve((np.eye(SIZE) - MATRIX).T, np.eye(SIZE)[0])
     np.testing.assert_allclose(found, exact, rtol=0, atol=2e-4 * np.max(np.abs(exact)))
 
