@@ -26,20 +26,30 @@ class Progress(NamedTuple):
     state: Any
     z: Any  # the best iterate
     residual: jax.Array  # relative, of `z`
-    counts: jax.Array  # [3, *batch]: status; evaluations up to this problem's stop; steps since `z` last changed
+    counts: jax.Array  # [3, *batch]: status; see `stopped`; see `since`
     done: jax.Array  # steps made
     trace: jax.Array  # [trace, *batch]
 
+    @property
+    def since(self) -> jax.Array:
+        """Steps made since the best iterate, after the problem's stop too."""
+        return self.counts[2]
 
-def iterate(solver: Solver, f: Map, z0: Any, limits: Limits, trace: int) -> Solution:
+    @property
+    def stopped(self) -> jax.Array:
+        """Evaluations up to the problem's stop."""
+        return self.counts[1]
+
+
+def iterate(solver: Solver, f: Map, z0: Any, limits: Limits, trace: int) -> Progress:
     """Runs the solver until every problem has converged, failed, or spent the budget.
 
     A problem that has stopped keeps its answer whatever the others do. Memory does not depend on
-    `limits.max_steps`.
+    `limits.max_steps`. `finish` makes a `Solution` of the result.
     """
     progress = start(solver, f, z0, limits, trace)
     advance = lambda p: step(solver, f, limits, p)
-    return finish(lax.while_loop(running, advance, progress))
+    return lax.while_loop(running, advance, progress)
 
 
 def start(solver: Solver, f: Map, z0: Any, limits: Limits, trace: int) -> Progress:
@@ -85,12 +95,14 @@ def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
     given_up = at_noise | (steps >= jnp.asarray(limits.max_steps, jnp.int32))
     status = jnp.where(given_up, jnp.int32(Status.MAX_STEPS), jnp.int32(RUNNING))
     status = jnp.where(finite, status, jnp.int32(Status.NONFINITE))
-    status = jnp.where(converged, jnp.int32(Status.CONVERGED), status)
+    status = jnp.where(active, jnp.where(converged, jnp.int32(Status.CONVERGED), status), before)
+    if hasattr(state, "active"):
+        state = state._replace(active=status == RUNNING)
     return Progress(
         state=state,
         z=tree.where(better, state.z, p.z),
         residual=lowest,
-        counts=jnp.stack([jnp.where(active, status, before), steps, stalled]),
+        counts=jnp.stack([status, steps, stalled]),
         done=p.done + 1,
         trace=record(p.trace, p.done, jnp.where(active, residual, jnp.nan)),
     )

@@ -1,4 +1,4 @@
-"""What the adjoints share: the custom derivative rule around a forward solve."""
+"""What the adjoints share: solves, and the custom derivative rule around them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,21 +9,35 @@ import jax.numpy as jnp
 from jaxdeq import _tree as tree
 from jaxdeq._closure import Hoisted, hoist, spread_like
 from jaxdeq._collectives import check_alone
-from jaxdeq._loop import iterate
+from jaxdeq._loop import Progress, finish, iterate
 from jaxdeq._split import split
-from jaxdeq._types import Adjoint, BackwardStats, Limits, Map, Problem, Solution, Solver
+from jaxdeq._types import BackwardStats, Limits, Map, Problem, Solution, Solver
+
+Keep = Callable[[Progress, int], Any]  # (the loop's end, batch) -> arrays whose first axes count problems
+
+
+def nothing(progress: Progress, batch: int) -> Any:
+    return ()
 
 
 def forward(problem: Problem, operands: Any, z0: Any, limits: Limits) -> Solution:
-    """Solves without regard to gradients.
+    """Solves without regard to gradients; see `forward_keeping`."""
+    return forward_keeping(problem, operands, z0, limits, nothing)[0]
+
+
+def forward_keeping(problem: Problem, operands: Any, z0: Any, limits: Limits, keep: Keep) -> tuple[Solution, Any]:
+    """Solves without regard to gradients, and returns also what `keep` takes from the loop.
 
     Under `vmap` it solves one batched problem: a lane that has stopped then costs a comparison a
     step, where a mapped loop would copy all its history.
     """
 
+    def iterated(f, z0, limits):
+        progress = iterate(problem.solver, f, z0, limits, problem.trace)
+        return finish(progress), keep(progress, f.batch)
+
     def run(operands, z0, limits):
-        f = Map(lambda z: problem.f(operands, z), problem.batch)
-        return iterate(problem.solver, f, z0, limits, problem.trace)
+        return iterated(Map(lambda z: problem.f(operands, z), problem.batch), z0, limits)
 
     check_alone(problem.f, z0, problem.batch)
     limits = Limits(*map(jnp.asarray, limits))
@@ -39,8 +53,8 @@ def forward(problem: Problem, operands: Any, z0: Any, limits: Limits) -> Solutio
         pairs = zip(jax.tree.leaves((operands, z0)), jax.tree.leaves(mapped[:2]), strict=True)
         z0 = _along(z0, [x for x, is_mapped in pairs if is_mapped])
         f = Map(lambda z: jax.vmap(problem.f, (axes[0], 0))(operands, z), batch=1)
-        solution = iterate(problem.solver, f, z0, limits, problem.trace)
-        return solution, jax.tree.map(lambda _: True, solution)
+        results = iterated(f, z0, limits)
+        return results, jax.tree.map(lambda _: True, results)
 
     return mappable(operands, z0, limits)
 
@@ -56,47 +70,57 @@ def _along(z: Any, mapped: list[Any]) -> Any:
 
 
 def with_pullback(
-    problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None, pullback: Callable
+    problem: Problem,
+    operands: Any,
+    z0: Any,
+    limits: Limits,
+    tap: BackwardStats | None,
+    pullback: Callable,
+    keep: Keep | None = None,
 ) -> Solution:
     """Solves; in reverse mode, the cotangent `g` of the returned `z` goes through `pullback`.
 
     `pullback(apply, params, z, g, limits)`, where `apply(params, z)` is the map and `params` are
     those operands that can carry a gradient, returns the cotangent of `params` and the gradient
     of `tap`. It may solve equations by an adjoint itself: then second derivatives are right too.
+    With `keep`, it gets `(z, kept)` in place of `z`; no derivative goes through what was kept.
     """
 
     @jax.custom_vjp
     def run(operands, z0, limits, tap):
-        return forward(problem, operands, z0, limits)
+        return forward_keeping(problem, operands, z0, limits, keep or nothing)
 
     def run_forward(operands, z0, limits, tap):
-        solution = run(operands, z0, limits, tap)
-        return solution, (operands, solution.z, limits)
+        solution, kept = run(operands, z0, limits, tap)
+        return (solution, kept), (operands, (solution.z, kept) if keep else solution.z, limits)
 
     def run_backward(saved, cotangent):
         operands, z, limits = saved
-        inexact = [jnp.issubdtype(jax.typeof(x).dtype, jnp.inexact) for x in operands]
-        params = [x for x, is_param in zip(operands, inexact, strict=True) if is_param]
-
-        def apply(params, z):
-            values = iter(params)
-            merged = [next(values) if is_param else x for x, is_param in zip(operands, inexact, strict=True)]
-            return problem.f(merged, z)
-
-        grads, report = pullback(apply, params, z, cotangent.z, limits)
-        values = iter(grads)
-        return [next(values) if is_param else None for is_param in inexact], None, None, report
+        pick, merge = parameters(operands)
+        apply = lambda params, z: problem.f(merge(params), z)
+        grads, report = pullback(apply, pick(operands), z, cotangent[0].z, limits)
+        return merge(grads, [None] * len(operands)), None, None, report
 
     run.defvjp(run_forward, run_backward)
     if tap is not None:
         tap = spread_like(tap, jax.tree.map(lambda x: jax.typeof(tree.full(z0, problem.batch, 0, x.dtype)), tap))
-    return run(operands, z0, limits, tap)
+    return run(operands, z0, limits, tap)[0]
 
 
-def solve(
-    adjoint: Adjoint, solver: Solver, f: Callable, z0: Any, limits: Limits, batch: int, tap: BackwardStats | None = None
-) -> Solution:
-    """Solves `z = f(z)` inside a trace; `f` may close over anything."""
+def parameters(operands: list[Any]) -> tuple[Callable, Callable]:
+    """Functions that pick, from a list like the operands, what belongs to those that can carry a gradient, and
+    that put such values in their places among others."""
+    inexact = [jnp.issubdtype(jax.typeof(x).dtype, jnp.inexact) for x in operands]
+
+    def merge(params, others=operands):
+        values = iter(params)
+        return [next(values) if is_param else x for x, is_param in zip(others, inexact, strict=True)]
+
+    return lambda values: [x for x, is_param in zip(values, inexact, strict=True) if is_param], merge
+
+
+def solve(how: Callable, solver: Solver, f: Callable, z0: Any, limits: Limits, batch: int) -> Solution:
+    """Solves `z = f(z)` inside a trace, by `how(problem, operands, z0, limits)`; `f` may close over anything."""
     jaxpr, operands, _ = hoist(f, z0)
     rest, operands = split(Hoisted(jaxpr, jax.tree.structure(z0)), operands)
-    return adjoint.solve(Problem(rest, solver, batch, trace=0), operands, z0, limits, tap)
+    return how(Problem(rest, solver, batch, trace=0), operands, z0, limits)

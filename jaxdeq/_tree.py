@@ -129,6 +129,17 @@ def norms(vectors: tuple, batch: int = 0) -> tuple[jax.Array, ...]:
     return tuple(lax.cond(jnp.all(safe()), lambda _: jnp.sqrt(squares), careful, vectors))
 
 
+def unit(x, batch: int = 0):
+    """`x` scaled to a largest entry of one, and its size, so that squares neither under- nor overflow.
+
+    The size counts as a constant, and is clipped so that its reciprocal is a normal number.
+    """
+    size = lax.stop_gradient(peak(x, batch))
+    tiny = float(jnp.finfo(size.dtype).tiny)
+    size = jnp.clip(size, tiny, 1 / (4 * tiny))
+    return scale(1 / size, x), size
+
+
 def peak(x, batch: int = 0) -> jax.Array:
     """The largest absolute value of a real or imaginary part."""
     dtype = real_dtype(*(a.dtype for a in jax.tree.leaves(x)))

@@ -118,7 +118,8 @@ class State(Protocol):
 
     After each step `fz` is `f(z)`, so that the loop can measure every solver alike. A solver that
     evaluates `f` more than once a step also has a field `left`: the loop fills it with the
-    budget, the solver counts it down by one for each evaluation.
+    budget, the solver counts it down by one for each evaluation. Into a field `active`, booleans
+    `[*batch]` that are true at first, the loop writes after each step which problems go on.
     """
 
     z: Any

@@ -19,6 +19,7 @@ SEVERAL_A_STEP = {"NewtonKrylov"}  # solvers with a line search or a Krylov loop
 ONE_A_STEP = [s for s in SOLVERS if type(s).__name__ not in SEVERAL_A_STEP] + [solvers.Picard(0.5)]
 ADJOINTS = [
     adjoints.Implicit(),
+    adjoints.ImplicitJVP(),
     adjoints.OneStep(),
     adjoints.Phantom(2),
     adjoints.Neumann(2),

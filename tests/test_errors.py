@@ -152,6 +152,8 @@ BUILT = [
     (partial(solvers.Anderson, every=0), ValueError, ["every must be at least 1", "0"]),
     (partial(solvers.Anderson, ridge=-1.0), ValueError, ["ridge must be a finite number of at least 0", "-1.0"]),
     (partial(solvers.Anderson, memory=5), TypeError, ["memory"]),
+    (partial(solvers.Reversible, 1.0), ValueError, ["damping must be below 1", "got 1", "Picard()"]),
+    (partial(solvers.Reversible, 0.0), ValueError, ["damping must be a number in (0, 1]", "0.0"]),
     (partial(adjoints.Implicit, "cg"), TypeError, ["solver must be a solver object", "'cg'"]),
     (partial(adjoints.Implicit, rtol=-1.0), ValueError, ["rtol", "-1.0"]),
     (partial(adjoints.Implicit, max_steps=0), ValueError, ["max_steps must be at least 1"]),
@@ -164,6 +166,19 @@ BUILT = [
 def test_bad_solvers_and_adjoints(build, error, texts):
     with pytest.raises(error, match=parts(texts)):
         build()
+
+
+PAIRED = [
+    (adjoints.Shine(), {}, TypeError, ["Shine takes its estimate from solver=Broyden(...)", "got Anderson("]),
+    (adjoints.Reversible(), {}, TypeError, ["adjoints.Reversible undoes the steps of", "got Anderson("]),
+    (adjoints.ImplicitJVP(), {"tap": BackwardStats.empty()}, ValueError, ["cannot report through tap", "Implicit()"]),
+]
+
+
+@pytest.mark.parametrize(("adjoint", "settings", "error", "texts"), [pytest.param(*c, id=str(c[0])) for c in PAIRED])
+def test_adjoints_that_do_not_go_with_it(adjoint, settings, error, texts):
+    with pytest.raises(error, match=parts(texts)):
+        fixed_point(half, ONES, adjoint=adjoint, **settings)
 
 
 def test_not_converging_is_an_answer():

@@ -10,9 +10,12 @@ Example:
 """
 
 from jaxdeq.adjoints.implicit import Implicit
+from jaxdeq.adjoints.implicit_jvp import ImplicitJVP
 from jaxdeq.adjoints.neumann import Neumann
 from jaxdeq.adjoints.one_step import OneStep
 from jaxdeq.adjoints.phantom import Phantom
+from jaxdeq.adjoints.reversible import Reversible
+from jaxdeq.adjoints.shine import Shine
 from jaxdeq.adjoints.unrolled import Unrolled
 
-__all__ = ["Implicit", "Neumann", "OneStep", "Phantom", "Unrolled"]
+__all__ = ["Implicit", "ImplicitJVP", "Neumann", "OneStep", "Phantom", "Reversible", "Shine", "Unrolled"]

@@ -12,5 +12,6 @@ from jaxdeq.solvers.anderson import Anderson
 from jaxdeq.solvers.broyden import Broyden
 from jaxdeq.solvers.newton_krylov import NewtonKrylov
 from jaxdeq.solvers.picard import Picard
+from jaxdeq.solvers.reversible import Reversible
 
-__all__ = ["Anderson", "Broyden", "NewtonKrylov", "Picard"]
+__all__ = ["Anderson", "Broyden", "NewtonKrylov", "Picard", "Reversible"]

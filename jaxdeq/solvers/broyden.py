@@ -116,10 +116,14 @@ class Broyden:
 
     def _propose(self, state: BroydenState) -> Any:
         """The next point at which to evaluate `f`."""
-        floor = max(float(jnp.finfo(state.matrix.dtype).eps) ** 0.5, tree.resolution(state.z))
-        weights = eliminate(state.matrix, state.against, floor)
+        weights = eliminate(state.matrix, state.against, pivot(state.matrix, state.z))
         weights = jnp.roll(weights, state.done % self.history, axis=0)
         z = tree.axpy(1.0, tree.mix(weights, state.df), state.fz)
         if state.search is None:
             return z
         return tree.axpy(state.search.length, tree.sub(z, state.z), state.z)
+
+
+def pivot(matrix: jax.Array, z: Any) -> float:
+    """A pivot of the matrix no larger than this is round-off."""
+    return max(float(jnp.finfo(matrix.dtype).eps) ** 0.5, tree.resolution(z))

@@ -13,6 +13,7 @@ import pytest
 import jaxdeq
 from jaxdeq import adjoints, solvers
 from tests.adjoints import exact
+from tests.pairs import solver_for
 
 
 class Row(NamedTuple):
@@ -24,7 +25,10 @@ class Row(NamedTuple):
 
 ADJOINTS = {
     "implicit": Row(adjoints.Implicit(solvers.Anderson(3)), exact.implicit),
+    "implicit_jvp": Row(adjoints.ImplicitJVP(solvers.Anderson(3)), exact.implicit),
     "unrolled": Row(adjoints.Unrolled(length=100, segment=10), exact.implicit),
+    "reversible": Row(adjoints.Reversible(length=100), exact.implicit),
+    "shine": Row(adjoints.Shine(refine=60), exact.implicit),
     "one_step": Row(adjoints.OneStep(), exact.series(1, 1.0)),
     "phantom": Row(adjoints.Phantom(), exact.series(5, 0.5)),
     "neumann": Row(adjoints.Neumann(3, 0.9), exact.series(3, 0.9)),
@@ -117,7 +121,7 @@ def float64():
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("row", ADJOINTS.values(), ids=ADJOINTS)
 def test_the_formula_on_every_problem(row, name):
-    check(name, row.unknown, adjoint=row.adjoint, solver=solvers.Picard())
+    check(name, row.unknown, adjoint=row.adjoint, solver=solver_for(row.adjoint, solvers.Picard()))
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)

@@ -8,10 +8,11 @@ import pytest
 
 import jaxdeq
 from jaxdeq import BackwardStats, Status, adjoints, solvers
+from tests.pairs import solver_for
 
 W = 0.3 * jax.random.normal(jax.random.key(0), (4, 4))
 X = jax.random.normal(jax.random.key(1), (3, 4))
-ADJOINTS = [adjoints.Implicit(), adjoints.OneStep(), adjoints.Phantom(), adjoints.Neumann(), adjoints.Unrolled()]
+ADJOINTS = [getattr(adjoints, name)() for name in adjoints.__all__]
 
 
 def f(z, w, x):
@@ -19,7 +20,7 @@ def f(z, w, x):
 
 
 def solve(w, x=X, **settings):
-    settings = {"solver": solvers.Picard(), **settings}
+    settings = {"solver": solver_for(settings.get("adjoint"), solvers.Picard()), **settings}
     return jaxdeq.fixed_point(f, jnp.zeros(x.shape, x.dtype), w, x, **settings)
 
 

@@ -10,7 +10,10 @@ from jaxdeq import adjoints, solvers
 EXAMPLES = [
     adjoints.Implicit(),
     adjoints.Implicit(solvers.Picard(0.5), rtol=1e-3, max_steps=10),
+    adjoints.ImplicitJVP(solvers.Picard(0.5), rtol=1e-3, max_steps=10),
     adjoints.OneStep(),
+    adjoints.Reversible(9),
+    adjoints.Shine(refine=2, fallback=1.3),
     adjoints.Phantom(3, 0.5),
     adjoints.Neumann(3, 0.5),
     adjoints.Unrolled(9, segment=3),
@@ -22,6 +25,10 @@ REFUSED = [
     (adjoints.Implicit, {"rtol": float("nan")}, ValueError, r"rtol must be a finite number of at least 0; got nan"),
     (adjoints.Implicit, {"max_steps": 0}, ValueError, r"max_steps must be at least 1; got 0"),
     (adjoints.Implicit, {"max_steps": 2.0}, TypeError, r"max_steps must be an int of at least 1; got 2.0 \(float\)"),
+    (adjoints.ImplicitJVP, {"rtol": -1e-3}, ValueError, r"rtol must be a finite number of at least 0; got -0.001"),
+    (adjoints.Reversible, {"length": 0}, ValueError, r"length must be at least 1; got 0"),
+    (adjoints.Shine, {"refine": -1}, ValueError, r"refine must be at least 0; got -1"),
+    (adjoints.Shine, {"fallback": -1.0}, ValueError, r"fallback must be a finite number of at least 0; got -1.0"),
     (adjoints.Phantom, {"steps": 0}, ValueError, r"steps must be at least 1; got 0"),
     (adjoints.Phantom, {"damping": 0.0}, ValueError, r"damping must be a number in \(0, 1\].* got 0.0"),
     (adjoints.Neumann, {"terms": True}, TypeError, r"terms must be an int of at least 1; got True \(bool\)"),
@@ -33,7 +40,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("adjoint", EXAMPLES, ids=str)
 def test_prints_as_it_is_written(adjoint):
-    again = eval(repr(adjoint), {**vars(adjoints), **vars(solvers)})
+    again = eval(repr(adjoint), {**vars(solvers), **vars(adjoints)})
     assert again == adjoint
     assert hash(again) == hash(adjoint)
 
