@@ -108,8 +108,11 @@ def with_pullback(
 
 
 def parameters(operands: list[Any]) -> tuple[Callable, Callable]:
-    """Functions that pick, from a list like the operands, what belongs to those that can carry a gradient, and
-    that put such values in their places among others."""
+    """Which operands can carry a gradient, as two functions.
+
+    `pick(values)` takes what belongs to those from a list like the operands; `merge(params, others)` puts it back
+    in its places among others, by default the operands.
+    """
     inexact = [jnp.issubdtype(jax.typeof(x).dtype, jnp.inexact) for x in operands]
 
     def merge(params, others=operands):

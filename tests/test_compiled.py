@@ -8,6 +8,7 @@ import pytest
 
 import jaxdeq
 from jaxdeq import adjoints, solvers
+from tests.pairs import pairs
 
 SHORT = {
     "Anderson": {"history": 3},
@@ -23,6 +24,8 @@ ADJOINTS = [
     adjoints.OneStep(),
     adjoints.Phantom(2),
     adjoints.Neumann(2),
+    adjoints.Reversible(length=4),
+    adjoints.Shine(refine=1),
     adjoints.Unrolled(length=4, segment=2),
 ]
 W, X = jnp.eye(7) / 2, jnp.ones((3, 7))
@@ -86,8 +89,7 @@ def test_memory_does_not_grow_with_the_budget(solver):
     assert few == many > 0
 
 
-@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
-@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize(("solver", "adjoint"), pairs(SOLVERS, ADJOINTS), ids=str)
 def test_lowers_for_every_platform(solver, adjoint):
     """And calls no library, which some platform might not have."""
     settings = {"solver": solver, "adjoint": adjoint, "batched": True}

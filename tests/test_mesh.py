@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 import jaxdeq
 from jaxdeq import adjoints, solvers
 from tests.collectives import collectives
+from tests.pairs import pairs, solver_for
 
 pytestmark = pytest.mark.mesh
 
@@ -29,9 +30,12 @@ SOLVERS += [solvers.Anderson(HISTORY, every=2)]
 CASES = [(s, False) for s in SOLVERS] + [(solvers.Picard(), True), (solvers.Anderson(HISTORY), True)]
 ADJOINTS = [
     adjoints.Implicit(),
+    adjoints.ImplicitJVP(),
     adjoints.OneStep(),
     adjoints.Phantom(3, 1.0),
     adjoints.Neumann(3, 1.0),
+    adjoints.Reversible(length=32),
+    adjoints.Shine(refine=30),
     adjoints.Unrolled(length=32, segment=8),
 ]
 W = 0.4 * jax.random.normal(jax.random.key(0), (SIZE, SIZE)) / SIZE**0.5
@@ -61,7 +65,7 @@ def place(mesh):
 
 
 def solve(w, x, z0=None, **settings):
-    settings = {"solver": solvers.Picard(), "rtol": 1e-6, **settings}
+    settings = {"solver": solver_for(settings.get("adjoint"), solvers.Picard()), "rtol": 1e-6, **settings}
     return jaxdeq.fixed_point(f, jnp.zeros_like(x) if z0 is None else z0, w, x, **settings).z
 
 
@@ -197,8 +201,7 @@ def test_a_state_that_all_devices_share_may_use_a_collective():
 
 
 @pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
-@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize(("solver", "adjoint"), pairs(SOLVERS, ADJOINTS), ids=str)
 def test_traces_inside_shard_map(solver, adjoint, batched):
     """Where a carry must vary over the mesh from its first value on."""
     mesh = jax.make_mesh((4,), ("data",))
@@ -207,8 +210,7 @@ def test_traces_inside_shard_map(solver, adjoint, batched):
     assert jax.eval_shape(gradient, like(W), like(X, "data")).shape == W.shape
 
 
-@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
-@pytest.mark.parametrize("solver", [solvers.Picard(), solvers.Anderson(HISTORY)], ids=str)
+@pytest.mark.parametrize(("solver", "adjoint"), pairs([solvers.Picard(), solvers.Anderson(HISTORY)], ADJOINTS), ids=str)
 def test_answers_inside_shard_map(solver, adjoint):
     if isinstance(adjoint, adjoints.Unrolled) and solver != solvers.Picard():
         return  # compiles for long, and the steps are those of the other solvers

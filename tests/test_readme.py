@@ -108,7 +108,9 @@ def test_links_and_paths_lead_somewhere(page):
 
 @pytest.mark.parametrize("module", [solvers, adjoints], ids=["solvers", "adjoints"])
 def test_tables_list_all_with_their_settings(module):
-    rows = dict(re.findall(r"^\| `(\w+)\(([^)]*)\)` \|", README, re.MULTILINE))
+    name = module.__name__.removeprefix("jaxdeq.")
+    table = re.search(rf"^\| `jaxdeq\.{name}` \|(\n?.)*?\n\n", README, re.MULTILINE).group()
+    rows = dict(re.findall(r"^\| `(\w+)\(([^)]*)\)` \|", table, re.MULTILINE))
     for name in module.__all__:
         fields = [field.name for field in dataclasses.fields(getattr(module, name))]
         assert rows[name].split(", ") == (fields or [""]), name

@@ -12,7 +12,8 @@ A = 0.3 * np.random.default_rng(5).normal(size=(3, 3))
 B = np.array([0.3, -0.2, 0.9])
 V = np.array([1.0, 0.5, -2.0])
 
-ADJOINTS = [adjoints.Implicit(), adjoints.Implicit(solvers.Picard(), rtol=1e-13, max_steps=500)]
+PICARD = {"solver": solvers.Picard(), "rtol": 1e-13, "max_steps": 500}
+ADJOINTS = [adjoints.Implicit(), adjoints.Implicit(**PICARD), adjoints.ImplicitJVP(), adjoints.ImplicitJVP(**PICARD)]
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,13 @@ def test_grad_of_grad(adjoint):
     want = central(lambda b: exact_grad(A, b), B)
     np.testing.assert_allclose(have, want, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(have, have.T, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("inner", [jax.grad, jax.jacfwd], ids=["reverse", "forward"])
+def test_forward_over_either(inner):
+    """`jax.hessian` is forward over reverse mode."""
+    have = jax.jit(jax.jacfwd(inner(lambda b: loss(A, b, adjoints.ImplicitJVP()))))(B)
+    np.testing.assert_allclose(have, central(lambda b: exact_grad(A, b), B), rtol=1e-6, atol=1e-8)
 
 
 def test_hessian_vector_products():

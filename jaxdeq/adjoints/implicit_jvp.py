@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxdeq import _tree as tree
@@ -55,30 +53,29 @@ class ImplicitJVP(Equation):
             )
 
         @jax.custom_jvp
-        def run(operands, z0, limits):
-            return forward(problem, operands, z0, limits)
+        def attach(operands, z, limits):
+            return z
 
-        @run.defjvp
+        @attach.defjvp
         def rule(primals, tangents):
             operands, _, limits = primals
-            solution = run(*primals)
+            z = attach(*primals)
             pick, merge = parameters(operands)
-            by_params = lambda params: problem.f(merge(params), solution.z)
-            _, given = jax.jvp(by_params, (pick(operands),), (pick(tangents[0]),))
-            dz = self._tangent(lambda z: problem.f(operands, z), solution.z, given, problem, limits)
-            return solution, Solution(dz, jax.tree.map(_no_tangent, solution.stats))
+            _, given = jax.jvp(lambda params: problem.f(merge(params), z), (pick(operands),), (pick(tangents[0]),))
+            return z, self._tangent(lambda z: problem.f(operands, z), z, given, problem, limits)
 
-        return run(operands, z0, limits)
+        solution = forward(problem, *lax.stop_gradient((operands, z0, limits)))
+        return solution._replace(z=attach(operands, solution.z, limits))
 
     def _tangent(self, f, z, given, problem, limits):
         """Solves `dz = given + df/dz dz`."""
         _, push = jax.linearize(f, z)
         pull = jax.linear_transpose(push, z)
-        by = lambda product: lambda _, b: self.solve_linear(forward, product, b, problem, limits)[0]
+
+        def by(product):
+            # Jitted, because jax lowers what is left bare a second time, and forgets what varies in `shard_map`.
+            run = jax.jit(lambda b: self.solve_linear(forward, product, b, problem, limits)[0])
+            return lambda _, b: run(b)
+
         minus = lambda dz: tree.sub(dz, push(dz))
         return lax.custom_linear_solve(minus, given, by(push), transpose_solve=by(lambda u: pull(u)[0]))
-
-
-def _no_tangent(x):
-    """Zero, as jax wants it for this dtype."""
-    return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.inexact) else np.zeros(x.shape, jax.dtypes.float0)

@@ -1,5 +1,6 @@
 """The gradient by Broyden's estimate from the forward pass."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,14 +26,15 @@ class Shine:
     At the end of a solve by `Broyden` there is an estimate `P` of `(I - df/dz)^{-1}`; the unknown `u`
     of `Implicit` is taken to be `P^T g`. One transposed evaluation of `f`, no backward solve. How
     good that is depends on how many directions the solve has been through: a longer `history` and
-    a tighter `rtol` help, and so does `refine`: `u <- u + P^T (g + (df/dz)^T u - u)`. The residual of
-    `u` goes to `tap`.
+    a tighter `rtol` help (not down to round-off, where differences are noise), and so does `refine`:
+    corrections `u <- u + length P^T r`, with `r = g + (df/dz)^T u - u` and the length that makes `r` smallest.
+    The residual of `u` goes to `tap`, and as steps the transposed evaluations.
 
     Holds the `2 * history` copies of `z` of the solver until the backward pass. In second
     derivatives the estimate counts as constant.
 
     Args:
-      refine: corrections, each a transposed product.
+      refine: corrections, each a transposed product; the first takes one more.
       fallback: where the norm of `u` is larger than this times that of `g`, `u` is `g`, as with
         `OneStep`; None: only where `u` is not finite. Each problem of a batch by itself.
 
@@ -63,11 +65,9 @@ class Shine:
             check.nonnegative("fallback", self.fallback)
 
     def solve(self, problem: Problem, operands: Any, z0: Any, limits: Limits, tap: BackwardStats | None) -> Solution:
-        solver = problem.solver
+        solver, batch = problem.solver, problem.batch
         if not isinstance(solver, Broyden):
             raise TypeError(f"Shine takes its estimate from solver=Broyden(...), and got {solver!r}")
-
-        batch = problem.batch
 
         def pullback(apply, params, z, g, limits):
             z, inverse = z
@@ -80,17 +80,28 @@ class Shine:
                 trusted &= length <= self.fallback * plain
             u = tree.where(trusted, u, unit)
 
-            def correct(u, _):
-                missing = tree.sub(tree.axpy(1.0, vjp(u)[1], unit), u)
-                return tree.axpy(1.0, inverse.transposed(missing, batch), u), None
-
-            u, _ = lax.scan(correct, u, length=self.refine)
+            if self.refine:
+                u = self._refined(lambda u: vjp(u)[1], inverse, unit, u, batch)
             u = tree.scale(size, u)
             grads, product = vjp(u)
             return grads, None if tap is None else self._report(u, tree.axpy(1.0, product, g), limits, batch)
 
-        problem = Problem(problem.f, _Frozen(problem.solver), batch, problem.trace)
+        problem = Problem(problem.f, _Frozen(solver), batch, problem.trace)
         return with_pullback(problem, operands, z0, limits, tap, pullback, _inverse)
+
+    def _refined(self, product: Callable, inverse: "_Inverse", g: Any, u: Any, batch: int) -> Any:
+        """Corrections along `P^T r`, with `r` the residual, each as long as lowers its norm most."""
+
+        def correct(carry, _):
+            u, r = carry
+            along = inverse.transposed(r, batch)
+            change = tree.sub(along, product(along))
+            size = tree.dot(change, change, batch)
+            length = jnp.where(size > 0, tree.dot(change, r, batch) / jnp.where(size > 0, size, 1), 0)
+            return (tree.axpy(length, along, u), tree.axpy(-length, change, r)), None
+
+        r = tree.sub(tree.axpy(1.0, product(u), g), u)
+        return lax.scan(correct, (u, r), length=self.refine)[0][0]
 
     def _report(self, u: Any, following: Any, limits: Limits, batch: int) -> BackwardStats:
         """How far `u` is from `g + (df/dz)^T u`, which costs no further product."""
@@ -98,7 +109,8 @@ class Shine:
         residual = relative(error, size)
         status = jnp.where(residual <= limits.rtol, Status.CONVERGED, Status.MAX_STEPS)
         status = jnp.where(jnp.isnan(residual), Status.NONFINITE, status)
-        return BackwardStats(jnp.full_like(residual, 1 + self.refine), residual, status.astype(jnp.float32))
+        steps = self.refine + 2 if self.refine else 1
+        return BackwardStats(jnp.full_like(residual, steps), residual, status.astype(jnp.float32))
 
 
 class _FrozenState(NamedTuple):
