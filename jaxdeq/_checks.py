@@ -32,6 +32,12 @@ def nonnegative(name: str, value) -> None:
         raise ValueError(f"{name} must be a finite number of at least 0; got {value!r}")
 
 
+def positive(name: str, value) -> None:
+    """Checks a finite number above 0."""
+    if not _is_real(value) or not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a positive number; got {value!r}")
+
+
 def flag(name: str, value) -> None:
     """Checks a bool."""
     if not isinstance(value, bool):

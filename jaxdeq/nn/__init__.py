@@ -2,6 +2,7 @@
 
 from jaxdeq.nn.deq import DEQ, Equilibrium
 from jaxdeq.nn.dropout import VariationalDropout
+from jaxdeq.nn.monotone import Monotone
 from jaxdeq.nn.norm import SpectralNorm, WeightNorm
 
-__all__ = ["DEQ", "Equilibrium", "SpectralNorm", "VariationalDropout", "WeightNorm"]
+__all__ = ["DEQ", "Equilibrium", "Monotone", "SpectralNorm", "VariationalDropout", "WeightNorm"]

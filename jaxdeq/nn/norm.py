@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdeq import _checks as check
 from jaxdeq._tree import wide
 
 START = 20  # steps of the power method for a new layer
@@ -102,8 +103,7 @@ class SpectralNorm(nnx.Module):
     """
 
     def __init__(self, layer: nnx.Module, *, norm: float = 1.0, rngs: nnx.Rngs):
-        if not 0 < norm < float("inf"):
-            raise ValueError(f"norm must be a positive number; got {norm!r}")
+        check.positive("norm", norm)
         matrix = _matrix(_kernel(layer))
         self.layer = layer
         self.norm = norm
