@@ -11,5 +11,6 @@ def solver_for(adjoint, other):
 
 
 def pairs(some_solvers, some_adjoints):
-    """All (solver, adjoint) that go together."""
-    return list(dict.fromkeys((solver_for(a, s), a) for a in some_adjoints for s in some_solvers))
+    """Each solver with the first adjoint, which itself solves by it, and each adjoint with the first solver."""
+    crossed = [(s, some_adjoints[0]) for s in some_solvers] + [(some_solvers[0], a) for a in some_adjoints]
+    return list(dict.fromkeys((solver_for(a, s), a) for s, a in crossed))
