@@ -178,6 +178,11 @@ def put(stacked, index: jax.Array, x):
     return jax.tree.map(lambda s, a: lax.dynamic_update_index_in_dim(s, a, index, 0), stacked, x)
 
 
+def get(stacked, index: jax.Array):
+    """Entry `index` of the stack."""
+    return jax.tree.map(lambda s: lax.dynamic_index_in_dim(s, index, 0, keepdims=False), stacked)
+
+
 def mix(weights, stacked):
     """`sum_i weights[i] * stacked[i]`; each weight is a number, or one a problem."""
 

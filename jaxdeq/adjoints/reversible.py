@@ -1,6 +1,7 @@
 """Back-propagation through reversible steps, which are computed backwards instead of stored."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from jax import lax
 from jaxdeq import _checks as check
 from jaxdeq import _tree as tree
 from jaxdeq import solvers
+from jaxdeq._loop import Progress
 from jaxdeq._rule import with_pullback
 from jaxdeq._types import BackwardStats, Limits, Map, Problem, Solution
 
@@ -24,8 +26,8 @@ class Reversible:
     step for 0.8, so that all digits of float32 are lost after ten steps. So pairs of iterates are
     kept, as many steps apart as leave half of the digits: 6 steps for 0.8 in float32, 13 for 0.5.
 
-    Backward, each step costs one evaluation of `f` and one transposed one; holds `2 * length / steps
-    between` copies of `z`. Reverse mode only; a second derivative raises.
+    Backward, each step costs one evaluation of `f` and one transposed one. Memory is that of the
+    pairs: for 0.8, `length / 3` copies of `z`. Reverse mode only; a second derivative raises.
 
     Args:
       length: the most steps that can be made; a larger `max_steps` of the call is cut to it.
@@ -57,17 +59,15 @@ class Reversible:
                 f"adjoints.Reversible undoes the steps of solver=solvers.Reversible(...), and got {problem.solver!r}"
             )
         limits = limits._replace(max_steps=jnp.minimum(jnp.asarray(limits.max_steps, jnp.int32), self.length))
-        damping = problem.solver.damping
-        apart = _apart(damping, tree.resolution(z0))
+        apart = _apart(problem.solver.damping, tree.resolution(z0))
         recording = _Recording(problem.solver, apart, -(-self.length // apart))
 
         def pullback(apply, params, z, g, limits):
             z, kept = z
-            walk = _Walk(apply, params, damping, apart, problem.batch)
-            return walk.back(kept, z, g), None
+            return recording.back(apply, params, z, kept, g, problem.batch), None
 
-        problem = Problem(problem.f, recording, problem.batch, problem.trace)
-        return with_pullback(problem, operands, z0, limits, tap, pullback, _keep)
+        recorded = Problem(problem.f, recording, problem.batch, problem.trace)
+        return with_pullback(recorded, operands, z0, limits, tap, pullback, _keep)
 
 
 def _apart(damping: float, eps: float) -> int:
@@ -82,6 +82,30 @@ class _Recorded(NamedTuple):
     pairs: Any  # [slots] of (z_k, z_{k-1}), the last of each `apart` steps
     last: jax.Array  # [*batch]: the step of the newest pair
     done: jax.Array
+
+
+class _Kept(NamedTuple):
+    """What the backward pass needs, the axes of a batch first."""
+
+    pairs: Any  # [*batch, slots]
+    last: jax.Array  # [*batch]: the step of the newest pair
+    best: jax.Array  # [*batch]: the step that made the returned `z`
+
+
+def _keep(progress: Progress, batch: int) -> _Kept:
+    pairs = jax.tree.map(lambda p: jnp.moveaxis(p, 0, batch), progress.state.pairs)
+    return _Kept(pairs, progress.state.last, progress.done - 1 - progress.since)
+
+
+class _Step(NamedTuple):
+    """Where the walk back is: before step `k`."""
+
+    k: jax.Array
+    z: Any  # z_k, rebuilt
+    after: Any  # z_{k+1}
+    u: Any  # the cotangent of z_{k+1}
+    u_after: Any  # and of z_{k+2}
+    grads: Any  # of the parameters, in float32 or better
 
 
 @dataclass(frozen=True)
@@ -101,67 +125,34 @@ class _Recording:
         inner = self.solver.step(f, state.inner)
         finite = jnp.isfinite(tree.peak((inner.z, inner.fz), f.batch)) & (state.last == state.done - 1)
         slot = state.done // self.apart
-        old = jax.tree.map(lambda s: lax.dynamic_index_in_dim(s, slot, keepdims=False), state.pairs)
-        pairs = tree.put(state.pairs, slot, tree.where(finite, (inner.z, inner.before), old))
+        pair = tree.where(finite, (inner.z, inner.before), tree.get(state.pairs, slot))
         last = jnp.where(finite, state.done, state.last)
-        return _Recorded(inner.z, inner.fz, inner, pairs, last, state.done + 1)
+        return _Recorded(inner.z, inner.fz, inner, tree.put(state.pairs, slot, pair), last, state.done + 1)
 
+    def back(self, apply: Callable, params: Any, z: Any, kept: _Kept, g: Any, batch: int) -> Any:
+        """The cotangent of `params`.
 
-class _Kept(NamedTuple):
-    """What the backward pass needs, the axes of a batch first."""
+        Undoes `z_{k+1} = (1 - damping) z_{k-1} + damping f(z_k)`, step by step. Its cotangents follow
+        `u_k = damping J_k^T u_{k+1} + (1 - damping) u_{k+2}`, and `g` enters at the step that made the
+        returned `z`.
+        """
+        damping = self.solver.damping
+        pairs = jax.tree.map(lambda p: jnp.moveaxis(p, batch, 0), kept.pairs)
 
-    pairs: Any  # [*batch, slots]
-    last: jax.Array  # [*batch]: the step of the newest pair
-    best: jax.Array  # [*batch]: the step that made the returned `z`
+        def step(s: _Step) -> _Step:
+            pair = tree.get(pairs, s.k // self.apart)
+            known = (s.k % self.apart == self.apart - 1) | (s.k == kept.last)
+            here = tree.where(known, pair[0], s.z)
+            # After the last finite step nothing flows back yet, but 0 times infinity is not 0: at a finite point.
+            fz, vjp = jax.vjp(apply, params, tree.where(s.k <= kept.last, here, z))
+            by_params, by_z = vjp(tree.scale(damping, s.u))
+            undone = tree.scale(1 / (1 - damping), tree.axpy(-damping, fz, s.after))
+            before = tree.where(known, pair[1], undone)
+            u = tree.axpy(1 - damping, s.u_after, tree.axpy(1.0, tree.keep(s.k == kept.best, g), by_z))
+            grads = jax.tree.map(lambda total, x: total + x.astype(total.dtype), s.grads, by_params)
+            return _Step(s.k - 1, before, here, u, s.u, grads)
 
-
-def _keep(progress, batch: int) -> _Kept:
-    pairs = jax.tree.map(lambda s: jnp.moveaxis(s, 0, batch), progress.state.pairs)
-    return _Kept(pairs, progress.state.last, progress.done - 1 - progress.since)
-
-
-class _Step(NamedTuple):
-    """The carry of the walk back, before step `k`."""
-
-    k: jax.Array
-    z: Any  # z_k, rebuilt
-    after: Any  # z_{k+1}
-    u: Any  # the cotangent of z_{k+1}
-    u_after: Any  # and of z_{k+2}
-    grads: Any  # of the parameters, in float32 or better
-
-
-@dataclass(frozen=True)
-class _Walk:
-    """Undoes `z_{k+1} = (1 - damping) z_{k-1} + damping f(z_k)`, step by step.
-
-    Its cotangents follow `u_k = damping J_k^T u_{k+1} + (1 - damping) u_{k+2}`, and `g` enters at the
-    step that made the returned `z`.
-    """
-
-    apply: Any
-    params: Any
-    damping: float
-    apart: int
-    batch: int
-
-    def back(self, kept: _Kept, z: Any, g: Any) -> Any:
-        pairs = jax.tree.map(lambda s: jnp.moveaxis(s, self.batch, 0), kept.pairs)
         none = jax.tree.map(jnp.zeros_like, g)
-        grads = jax.tree.map(lambda p: jnp.zeros_like(tree.wide(p)), self.params)
-        start = _Step(jnp.max(kept.last), z, z, none, none, grads)
-        walk = lax.while_loop(lambda s: s.k >= 0, lambda s: self._step(kept, pairs, z, g, s), start)
-        return jax.tree.map(lambda total, p: total.astype(p.dtype), walk.grads, self.params)
-
-    def _step(self, kept: _Kept, pairs: Any, z: Any, g: Any, s: _Step) -> _Step:
-        pair = jax.tree.map(lambda p: lax.dynamic_index_in_dim(p, s.k // self.apart, keepdims=False), pairs)
-        known = (s.k % self.apart == self.apart - 1) | (s.k == kept.last)
-        here = tree.where(known, pair[0], s.z)
-        # After the last finite step nothing flows back yet, but 0 times infinity is not 0: at a finite point.
-        fz, vjp = jax.vjp(self.apply, self.params, tree.where(s.k <= kept.last, here, z))
-        by_params, by_z = vjp(tree.scale(self.damping, s.u))
-        undone = tree.scale(1 / (1 - self.damping), tree.axpy(-self.damping, fz, s.after))
-        before = tree.where(known, pair[1], undone)
-        u = tree.axpy(1 - self.damping, s.u_after, tree.axpy(1.0, tree.keep(s.k == kept.best, g), by_z))
-        grads = jax.tree.map(lambda total, x: total + x.astype(total.dtype), s.grads, by_params)
-        return _Step(s.k - 1, before, here, u, s.u, grads)
+        grads = jax.tree.map(lambda p: jnp.zeros_like(tree.wide(p)), params)
+        end = lax.while_loop(lambda s: s.k >= 0, step, _Step(jnp.max(kept.last), z, z, none, none, grads))
+        return jax.tree.map(lambda total, p: total.astype(p.dtype), end.grads, params)

@@ -132,8 +132,7 @@ class _Frozen:
     def step(self, f: Map, state: _FrozenState) -> _FrozenState:
         old, new = state.inner, self.solver.step(f, state.inner)
         slot = old.done % self.solver.history
-        at = lambda pairs: jax.tree.map(lambda p: lax.dynamic_index_in_dim(p, slot, keepdims=False), pairs)
-        still = lambda a, b: tree.put(a, slot, tree.where(state.active, at(a), at(b)))
+        still = lambda a, b: tree.put(a, slot, tree.where(state.active, tree.get(a, slot), tree.get(b, slot)))
         matrix = jnp.where(state.active, new.matrix, old.matrix)
         inner = new._replace(dz=still(new.dz, old.dz), df=still(new.df, old.df), matrix=matrix)
         return _FrozenState(inner.z, inner.fz, inner, state.active)
