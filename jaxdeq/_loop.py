@@ -26,19 +26,19 @@ class Progress(NamedTuple):
     state: Any
     z: Any  # the best iterate
     residual: jax.Array  # relative, of `z`
-    counts: jax.Array  # [3, *batch]: status; see `stopped`; see `since`
+    counts: jax.Array  # [3, *batch]: status, `steps`, `since`
     done: jax.Array  # steps made
     trace: jax.Array  # [trace, *batch]
+
+    @property
+    def steps(self) -> jax.Array:
+        """Evaluations up to the problem's stop."""
+        return self.counts[1]
 
     @property
     def since(self) -> jax.Array:
         """Steps made since the best iterate, after the problem's stop too."""
         return self.counts[2]
-
-    @property
-    def stopped(self) -> jax.Array:
-        """Evaluations up to the problem's stop."""
-        return self.counts[1]
 
 
 def iterate(solver: Solver, f: Map, z0: Any, limits: Limits, trace: int) -> Progress:
@@ -85,13 +85,13 @@ def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
     eps = tree.resolution(z)
     rtol = jnp.maximum(jnp.asarray(limits.rtol, size.dtype), 2 * eps)
     converged = finite & (error <= jnp.asarray(limits.atol, size.dtype) + rtol * size)
-    before, steps, stalled = p.counts
+    before, steps, since = p.counts
     active = before == RUNNING
     better = active & finite & (converged | (residual < p.residual))
-    stalled = jnp.where(better, 0, stalled + 1)
+    since = jnp.where(better, 0, since + 1)
     lowest = jnp.where(better, residual, p.residual)
     steps = jnp.where(active, steps + made, steps)
-    at_noise = (lowest <= min(NOISE * eps, COARSE)) & (stalled >= jnp.maximum(PATIENCE, steps // 8))
+    at_noise = (lowest <= min(NOISE * eps, COARSE)) & (since >= jnp.maximum(PATIENCE, steps // 8))
     given_up = at_noise | (steps >= jnp.asarray(limits.max_steps, jnp.int32))
     status = jnp.where(given_up, jnp.int32(Status.MAX_STEPS), jnp.int32(RUNNING))
     status = jnp.where(finite, status, jnp.int32(Status.NONFINITE))
@@ -102,7 +102,7 @@ def step(solver: Solver, f: Map, limits: Limits, p: Progress) -> Progress:
         state=state,
         z=tree.where(better, state.z, p.z),
         residual=lowest,
-        counts=jnp.stack([status, steps, stalled]),
+        counts=jnp.stack([status, steps, since]),
         done=p.done + 1,
         trace=record(p.trace, p.done, jnp.where(active, residual, jnp.nan)),
     )

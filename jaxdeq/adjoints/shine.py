@@ -27,8 +27,8 @@ class Shine:
     of `Implicit` is taken to be `P^T g`. One transposed evaluation of `f`, no backward solve. How
     good that is depends on how many directions the solve has been through: a longer `history` and
     a tighter `rtol` help (not down to round-off, where differences are noise), and so does `refine`:
-    corrections `u <- u + length P^T r`, with `r = g + (df/dz)^T u - u` and the length that makes `r` smallest.
-    The residual of `u` goes to `tap`, and as steps the transposed evaluations.
+    corrections `u <- u + length P^T r`, with `r = g + (df/dz)^T u - u` and the length that makes `r`
+    smallest. The residual of `u` goes to `tap`, and as steps the transposed evaluations.
 
     Holds the `2 * history` copies of `z` of the solver until the backward pass. In second
     derivatives the estimate counts as constant.
@@ -164,7 +164,7 @@ def _inverse(progress: Progress, batch: int) -> _Inverse:
     history = len(inner.matrix)
     first = lambda x: jnp.moveaxis(x, 0, batch)
     dz, df = (jax.tree.map(first, pairs) for pairs in (inner.dz, inner.df))
-    late = progress.since - (progress.done - progress.stopped)
+    late = progress.since - (progress.done - progress.steps)
     kept = np.arange(history, dtype=np.int32) < history - late[..., None]
     matrix = jnp.moveaxis(inner.matrix, (0, 1), (-2, -1))
-    return _Inverse(dz, df, jnp.where(kept[..., None] & kept[..., None, :], matrix, 0), progress.stopped % history)
+    return _Inverse(dz, df, jnp.where(kept[..., None] & kept[..., None, :], matrix, 0), progress.steps % history)

@@ -17,9 +17,9 @@ class Monotone(nnx.Module):
         y = 2 relu(u) - u,    u <- 2 V (y + step (U x + b)) - y,    V = (I + step (I - W))^{-1},
 
     which contracts by `|2 V - I| < 1`, forward and backward. That map is what this cell computes:
-    `DEQ(Monotone(...), solver=Picard())` always converges; `Picard(0.5)` is Douglas-Rachford splitting,
-    and `Anderson()` mostly faster. The equilibrium is `cell.read(u)`. One inversion of a `features x
-    features` matrix a solve.
+    `DEQ(Monotone(...), solver=Picard())` converges from any start; `Picard(0.5)` is Douglas-Rachford
+    splitting, and `Anderson()` mostly faster. The equilibrium is `cell.read(u)`. One inversion of a
+    `features x features` matrix a solve.
 
     Args:
       in_features: size of the input's last axis.
