@@ -1,5 +1,6 @@
 """Checks a `DEQTransformerLM` against everything that was recorded of the PyTorch code."""
 
+from functools import cached_property, partial
 from types import SimpleNamespace
 
 import jax
@@ -42,16 +43,24 @@ SINGLE = Precision(
 
 
 def check(recording: Recording) -> None:
-    """Compares every array in the file."""
-    for precision in (DOUBLE, SINGLE):
-        with jax.enable_x64(precision.name == "f64"):
-            model = build(recording, precision)
-            case = Case(recording, model, precision)
+    """Both runs that were recorded, against ours in double precision."""
+    with jax.enable_x64(True):
+        ours = Ours(build(recording, DOUBLE))
+        for run in (DOUBLE, SINGLE):
+            case = Case(recording, ours, run)
             case.evaluation()
             case.training()
-            if precision.name == "f64":
+            if run is DOUBLE:
                 case.penalty_gradient()
                 case.dropout()
+
+
+def check_single(recording: Recording) -> None:
+    """The run that was recorded in single precision, against ours in single precision."""
+    with jax.enable_x64(False):
+        case = Case(recording, Ours(build(recording, SINGLE)), SINGLE)
+        case.evaluation()
+        case.training()
 
 
 def build(recording: Recording, precision: Precision) -> DEQTransformerLM:
@@ -83,34 +92,94 @@ def build(recording: Recording, precision: Precision) -> DEQTransformerLM:
     return model
 
 
-class Case:
-    """One model in one precision; layouts here are `[batch, length, features]`."""
+class Ours:
+    """Our model in one precision, and what it computes: one compilation each."""
 
-    def __init__(self, recording: Recording, model: DEQTransformerLM, precision: Precision):
-        self.recording, self.model, self.precision = recording, model, precision
+    def __init__(self, model: DEQTransformerLM):
+        self.model = model
+        self.dtype = model.config.dtype
+
+    def split(self, training):
+        """The model's structure, parameters and the rest, in this mode."""
+        (self.model.train if training else self.model.eval)()
+        return nnx.split(self.model, nnx.Param, ...)
+
+    @cached_property
+    def evaluate(self):
+        """All that is compared in evaluation mode and needs no solve."""
+        graphdef, *state = self.split(training=False)
+
+        def run(one, two, memory, ztest, zstar):
+            model = nnx.merge(graphdef, *state)
+            (u, _, first), context = model._inject(one["data"], None), model._inject(two["data"], memory)
+            unrolled = lambda steps: model(one["data"], targets=one["target"], unroll=steps).losses
+            f = model.bind(two["data"], memory=memory)
+            return {
+                "words": model.embedding(two["data"]),
+                "us1": u,
+                "us2": jnp.concatenate([memory.u, context[0]], axis=1),
+                "positions1": first,
+                "positions2": context[2],
+                "attention": model.deq.cell.attention(ztest, *context),
+                "out": f(ztest),
+                "unrolled2": unrolled(2),
+                "unrolled4": unrolled(4),
+                "jacobian": blocks(f, zstar),
+            }
+
+        return jax.jit(run)
+
+    @cached_property
+    def solve(self):
+        graphdef, *state = self.split(training=False)
+
+        @jax.jit
+        def run(segment, memory, z0):
+            return nnx.merge(graphdef, *state)(segment["data"], targets=segment["target"], memory=memory, z0=z0)
+
+        return run
+
+    @cached_property
+    def gradient(self):
+        """Of the loss, by the parameters and by a shift of the layer; and the state and its penalty."""
+        graphdef, params, rest = self.split(training=True)
+
+        def loss(params, shift, segment, memory, z0, probe):
+            model = nnx.merge(graphdef, params, rest, copy=True)
+            f = model.bind(segment["data"], memory=memory)
+            model.deq.cell = Shifted(model.deq.cell, shift)
+            out = model(segment["data"], targets=segment["target"], memory=memory, z0=z0)
+            return jnp.mean(out.losses), (out.z, mean_square(f, out.z, probe[None], "vjp"))
+
+        return partial(jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)), params)
+
+
+class Case:
+    """One run that was recorded, against ours; layouts here are `[batch, length, features]`."""
+
+    def __init__(self, recording: Recording, ours: Ours, precision: Precision):
+        self.recording, self.ours, self.model, self.precision = recording, ours, ours.model, precision
         self.config = recording.config
         self.segments = [{name: tokens(recording[f"in/seg{n}_{name}"]) for name in ("data", "target")} for n in (1, 2)]
         self.memory = Memory(self.read("mem/z", "mbd"), self.read("mem/u", "mbd"), jnp.int32(len(self["mem/z"])))
-        self.ztest = jnp.asarray(recording["in/ztest"], precision.dtype).transpose(0, 2, 1)
-        self.probe = jnp.asarray(recording["in/jac_probe"], precision.dtype).transpose(0, 2, 1)
+        self.ztest = jnp.asarray(recording["in/ztest"], ours.dtype).transpose(0, 2, 1)
+        self.probe = jnp.asarray(recording["in/jac_probe"], ours.dtype).transpose(0, 2, 1)
 
     def __getitem__(self, name):
         return self.recording[f"{self.precision.name}/{name}"]
 
     def read(self, name, layout="bdl"):
         """A recorded array as `[batch, length, features]`."""
-        return jnp.asarray(self[name].transpose([layout.index("b"), *turn(layout)]))
+        return jnp.asarray(self[name].transpose([layout.index("b"), *turn(layout)]), self.ours.dtype)
 
     def near(self, name):
         """Where to start: the layer may have several equilibria, and from zeros any solver finds its own."""
         return jnp.round(self.read(name), 2)
 
     def evaluation(self):
-        self.model.eval()
         for name, layer in self.normalised():
             self.precision.layer(layer.kernel().T, self.recording[f"eff/{name}.weight"].reshape(layer.kernel().T.shape))
-        graphdef, state = nnx.split(self.model)
-        found = jax.jit(lambda state: self.evaluate(nnx.merge(graphdef, state)))(state)
+        found = self.ours.evaluate(*self.segments, self.memory, self.ztest, self.read("eval/seg2_zstar"))
         same, close = self.precision.layer, self.precision.equilibrium
         same(found["words"], self["emb/seg2_word_emb"])
         same(found["attention"], self.read("f/attn_out"))
@@ -123,37 +192,12 @@ class Case:
         self.solves()
         self.spectrum(found["jacobian"])
 
-    def evaluate(self, model):
-        """All that is compared in evaluation mode and needs no solve, in one compiled program."""
-        one, two = self.segments
-        (u, _, first), context = model._inject(one["data"], None), model._inject(two["data"], self.memory)
-        unrolled = lambda steps: model(one["data"], targets=one["target"], unroll=steps).losses
-        f = model.bind(two["data"], memory=self.memory)
-        return {
-            "words": model.embedding(two["data"]),
-            "us1": u,
-            "us2": jnp.concatenate([self.memory.u, context[0]], axis=1),
-            "positions1": first,
-            "positions2": context[2],
-            "attention": model.deq.cell.attention(self.ztest, *context),
-            "out": f(self.ztest),
-            "unrolled2": unrolled(2),
-            "unrolled4": unrolled(4),
-            "jacobian": blocks(f, self.read("eval/seg2_zstar")),
-        }
-
     def solves(self):
         """Both segments, the second with the memory that the first one leaves."""
-        graphdef, state = nnx.split(self.model)
         close = self.precision.equilibrium
-
-        @jax.jit
-        def solve(data, target, memory, z0):
-            return nnx.merge(graphdef, state)(data, targets=target, memory=memory, z0=z0)
-
         memory = self.model.empty_memory(len(self.ztest))
         for n, after in ((1, ""), (2, "_after_seg2")):
-            out = solve(*self.segments[n - 1].values(), memory, z0=self.near(f"eval/seg{n}_zstar"))
+            out = self.ours.solve(self.segments[n - 1], memory, self.near(f"eval/seg{n}_zstar"))
             assert self[f"eval/seg{n}_rel_residual"] <= 2e-6
             assert out.stats.converged.all()
             close(out.z, self.read(f"eval/seg{n}_zstar"))
@@ -200,31 +244,19 @@ class Case:
             np.testing.assert_allclose(np.square(jacobian).sum((1, 2)), self["eval/jac_fro2"], rtol=1e-7)
 
     def training(self):
-        self.model.train()
-        graphdef, params, rest = nnx.split(self.model, nnx.Param, ...)
-        z0, two = self.near("train/zstar"), self.segments[1]
-
-        def loss(params, shift):
-            model = nnx.merge(graphdef, params, rest, copy=True)
-            f = model.bind(two["data"], memory=self.memory)
-            model.deq.cell = Shifted(model.deq.cell, shift)
-            out = model(two["data"], targets=two["target"], memory=self.memory, z0=z0)
-            penalty = mean_square(f, out.z, self.probe[None], "vjp")
-            return jnp.mean(out.losses), (out.z, penalty)
-
-        gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-        (value, (z, penalty)), (grads, backward) = gradient(params, jnp.zeros_like(z0))
+        z0 = self.near("train/zstar")
+        given = (self.segments[1], self.memory, z0, self.probe)
+        (value, (z, penalty)), (grads, backward) = self.ours.gradient(jnp.zeros_like(z0), *given)
         close, name = self.precision.equilibrium, self.precision.name
         close(value, self["train/loss"])
         close(z, self.read("train/zstar"))
         np.testing.assert_allclose(penalty, self["train/jac_loss"], rtol=1e-4 if name == "f32" else 1e-9)
         assert self["train/jac_vecs"] == 1
         self.precision.gradient(backward, self.read("train/u"), "u")
-        self.compare_gradients(nnx.merge(graphdef, grads, rest, copy=True), "train/grad")
+        self.compare_gradients(grads, "train/grad")
 
     def penalty_gradient(self):
-        self.model.train()
-        graphdef, params, rest = nnx.split(self.model, nnx.Param, ...)
+        graphdef, params, rest = self.ours.split(training=True)
         z = self.read("train/zstar")
 
         def penalty(params):
@@ -232,13 +264,13 @@ class Case:
             f = model.bind(self.segments[1]["data"], memory=self.memory)
             return mean_square(f, z, self.probe[None], "vjp")
 
-        grads = jax.jit(jax.grad(penalty))(params)
-        self.compare_gradients(nnx.merge(graphdef, grads, rest, copy=True), "train/jac_grad")
+        self.compare_gradients(jax.jit(jax.grad(penalty))(params), "train/jac_grad")
 
-    def compare_gradients(self, model, prefix):
-        """`model` holds gradients. What it shares was recorded apart for each use, or only once."""
+    def compare_gradients(self, gradients, prefix):
+        """What the model shares was recorded apart for each use, or only once."""
+        graphdef, _, rest = self.ours.split(training=True)
         wanted = {}
-        for entry in model.torch_entries():
+        for entry in nnx.merge(graphdef, gradients, rest, copy=True).torch_entries():
             name = f"{self.precision.name}/{prefix}/{entry.name}"
             if isinstance(entry.variable, nnx.Param):
                 entries, total = wanted.get(id(entry.variable), ([], np.zeros(entry.variable.shape)))

@@ -46,15 +46,21 @@ PRECISIONS = {
 
 
 def check(recording: Recording) -> None:
-    jacobians = None  # taken in double precision, for both
-    for run, precision in PRECISIONS.items():
-        with jax.enable_x64(precision.dtype == "float64"):
-            checks = Check(recording, run, precision)
-            checks.everything()
-            if jacobians is None:
-                jacobians = np.asarray(checks.jacobians)
-                checks.spectrum(jacobians)
-            checks.power_method(jacobians)
+    """Both runs that were recorded, against ours in double precision."""
+    with jax.enable_x64(True):
+        ours = Ours(recording, PRECISIONS["f64"])
+        checks = [Check(recording, run, ours) for run in PRECISIONS]
+        for each in checks:
+            each.everything()
+        checks[0].spectrum(ours.jacobians)
+        for each in checks:
+            each.power_method(ours.jacobians)
+
+
+def check_single(recording: Recording) -> None:
+    """The run that was recorded in single precision, against ours in single precision."""
+    with jax.enable_x64(False):
+        Check(recording, "f32", Ours(recording, PRECISIONS["f32"])).everything()
 
 
 class FixedDropout(nnx.Module):
@@ -67,9 +73,11 @@ class FixedDropout(nnx.Module):
         return x * self.mask[...]
 
 
-class Check:
-    def __init__(self, recording: Recording, run: str, precision: Precision):
-        self.recording, self.run, self.precision = recording, run, precision
+class Ours:
+    """What our model computes in one precision: one compilation each."""
+
+    def __init__(self, recording: Recording, precision: Precision):
+        self.recording, self.precision = recording, precision
         self.dtype = jnp.dtype(precision.dtype)
         settings = recording.config
         last = recording.get("sd/last_layer.3.weight")  # of a segmenter
@@ -80,14 +88,6 @@ class Check:
         load_torch_state_dict(self.model, recording.under("sd/"))
         self.graphdef, self.params, self.rest = nnx.split(self.model, nnx.Param, ...)
         self.x = nhwc(self.input("x"))
-
-    def everything(self):
-        self.weights()
-        self.layer()
-        self.evaluation()
-        self.training()
-        if self.run == "f64":
-            self.dropout()
 
     def build(self, params, training):
         """A copy of the model, to be used inside a trace."""
@@ -100,102 +100,6 @@ class Check:
         model = self.build(params, training)
         x = model.stem(self.x)
         return lambda z: model.deq.cell(z, x)
-
-    # What is compared.
-
-    def weights(self):
-        saved = to_torch_state_dict(self.model)
-        recorded = self.recording.under("sd/")
-        assert saved.keys() == recorded.keys()
-        for name, array in recorded.items():
-            np.testing.assert_array_equal(saved[name], array, err_msg=name)
-        for name, array in self.recording.under("eff/").items():
-            kernel = np.transpose(layer_at(self.model.deq.cell, name).kernel(), (3, 2, 0, 1))
-            np.testing.assert_allclose(kernel, array, rtol=0, atol=self.precision.layer, err_msg=name)
-
-    def layer(self):
-        found = self.evaluated
-        tolerance = self.precision.layer
-        self.near("eval/inj0", found["inj0"], tolerance)
-        for i in range(len(self.model.config.branches)):
-            for part in ("block", "fused", "out"):
-                self.near(f"f/{part}_{i}", found[part][i], tolerance)
-        self.near("head/logits_at_ztest", found["head"], tolerance)
-        self.near("eval/unrolled_logits", found["unrolled"], tolerance)
-
-    def evaluation(self):
-        out = self.evaluated["solve"]
-        for i, z in enumerate(out.z):
-            self.near(f"eval/zstar_{i}", z, self.precision.equilibrium)
-        self.near("eval/logits", out.logits, self.precision.equilibrium)
-        # The reference's best residual on its own scale, for the whole batch; ours is one an image.
-        assert self.recorded("eval/rel_residual") < 10 * self.precision.rtol
-        assert np.all(np.asarray(out.stats.residual) < 10 * self.precision.rtol)
-        # Both stop at 1e-3, not at the same iterate.
-        loose = self.evaluate(**LOOSE)["solve"]
-        self.near("eval/default_logits", loose.logits, 0.1)
-        tight = np.asarray(out.logits)
-        assert np.max(np.abs(loose.logits - tight)) < 0.1
-
-    def training(self):
-        (loss, (out, batch_stats)), gradients = self.trained
-        self.near("train/loss", loss, self.precision.equilibrium)
-        self.near("train/logits", out.logits, self.precision.equilibrium)
-        for i, z in enumerate(out.z):
-            self.near(f"train/zstar_{i}", z, self.precision.equilibrium)
-        self.running_statistics(batch_stats)
-        self.near_gradients("train/grad/", gradients, everywhere=True)
-
-        probes = self.input("jac_probes")
-        noise = stack([self.split_state(v) for v in probes])
-        u = self.split_state(self.recorded("train/u").astype(self.dtype))
-        penalty, penalty_gradients, error = self.regularise(self.params, out.z, noise, u)
-        self.near("train/jac_loss", penalty, self.precision.equilibrium)  # at the equilibrium found
-        size = max(float(jnp.max(jnp.abs(a))) for a in u)
-        assert max(float(jnp.max(jnp.abs(a))) for a in error) < self.precision.gradient * size, "train/u"
-        if self.run == "f64":
-            self.near_gradients("train/jac_grad/", penalty_gradients, everywhere=False)
-
-    def running_statistics(self, batch_stats):
-        """After the update; or, where the recorder read all of them before it, what was loaded.
-
-        The rule itself is tested against its formula in test_mdeq.py.
-        """
-        after, before = self.named(batch_stats), self.recording.under("sd/")
-        recorded = {name: self.recorded(f"train/bn_after/{name}") for name in self.names("train/bn_after/")}
-        if all(np.array_equal(array, before[name]) for name, array in recorded.items()):
-            after = self.named({})
-        for name, array in recorded.items():
-            np.testing.assert_allclose(after[name], array, rtol=0, atol=self.precision.layer, err_msg=name)
-
-    def dropout(self):
-        for i, z in enumerate(self.evaluated.get("masked", ())):
-            np.testing.assert_allclose(nchw(z), self.recording[f"dropout/out_{i}"], rtol=0, atol=self.precision.layer)
-
-    def spectrum(self, matrix):
-        values = np.linalg.eigvals(matrix)
-        top = np.take_along_axis(values, np.argmax(np.abs(values), axis=1)[:, None], axis=1)[:, 0]
-        radius = self.recorded("eval/eig_sradius")
-        np.testing.assert_allclose(np.abs(top), radius, rtol=1e-7)
-        np.testing.assert_array_equal(np.abs(top.imag) > 1e-9, self.recorded("eval/eig_top_is_complex"))
-        np.testing.assert_allclose(np.sum(matrix**2, axis=(1, 2)), self.recorded("eval/jac_fro2"), rtol=1e-7)
-        start = jnp.zeros(matrix.shape[:2])
-        found = spectral_radius(lambda z: jnp.einsum("bij,bj->bi", matrix, z), start, KEY, iters=300, batched=True)
-        np.testing.assert_allclose(found, radius, rtol=1e-4)
-
-    def power_method(self, matrix):
-        """The reference's, with products `v^T J`."""
-        v = self.recording["in/power_v0"][..., 0].astype(np.float64)
-        for step in range(150):
-            product = np.einsum("bi,bij->bj", v, matrix)
-            value = np.abs(np.sum(product * v, axis=1, keepdims=True) / np.sum(v * v, axis=1, keepdims=True))
-            v = product / np.linalg.norm(product, axis=1, keepdims=True)
-            if step + 1 in (5, 150):
-                recorded = self.recorded(f"eval/power_sradius_{step + 1}")
-                # In a plane that rotates the value passes through zero.
-                np.testing.assert_allclose(value, recorded, rtol=self.precision.gradient, atol=self.precision.gradient)
-
-    # What is computed: one compilation each.
 
     @cached_property
     def evaluated(self):
@@ -223,7 +127,7 @@ class Check:
                 "unrolled": model(self.x, unroll=model.config.unroll).logits,
                 "solve": model(self.x, rtol=rtol, max_steps=max_steps),
             }
-            if masks and self.run == "f64":
+            if masks and self.dtype == jnp.float64:
                 for i, branch in enumerate(cell.branches):
                     for j, block in enumerate(branch):
                         block.dropout = FixedDropout(masks[f"dropout/mask_branch{i}_block{j}"])
@@ -245,7 +149,7 @@ class Check:
 
     @cached_property
     def regularise(self):
-        """The penalty for given probes, its gradients in f64, and how far `u` is from solving its equation."""
+        """The penalty for given probes, its gradients, and how far `u` is from solving its equation."""
         labels = jnp.asarray(self.recording["in/y"], jnp.int32)  # NumPy's int64 means something else to jax in each run
 
         def run(params, z, noise, u):
@@ -257,14 +161,14 @@ class Check:
 
             _, pullback = jax.vjp(self.cell(params, training=True), z)
             error = jax.tree.map(lambda u, ju, g: u - ju - g, u, pullback(u)[0], jax.grad(loss)(z))
-            differentiate = jax.value_and_grad(penalty) if self.run == "f64" else lambda params: (penalty(params), None)
-            return *differentiate(params), error
+            return *jax.value_and_grad(penalty)(params), error
 
         return jax.jit(run)
 
     @cached_property
     def jacobians(self):
-        """One matrix an image, rows are outputs; all channels, rows and columns of all branches."""
+        """One matrix an image, at the recorded equilibrium; rows are outputs, of all branches."""
+        z_star = tuple(nhwc(self.recording[f"f64/eval/zstar_{i}"]) for i in range(len(self.z_test)))
 
         def run(params, z):
             _, pullback = jax.vjp(self.cell(params, training=False), z)
@@ -273,28 +177,17 @@ class Check:
             return jnp.swapaxes(jax.lax.map(row, jnp.eye(size, dtype=self.dtype), batch_size=64), 0, 1)
 
         # Runs longer than it compiles, unlike other programs (see conftest.py): 3 s in place of 25.
-        return jax.jit(run, compiler_options={"xla_backend_optimization_level": 1})(self.params, self.z_star)
+        compiled = jax.jit(run, compiler_options={"xla_backend_optimization_level": 1})
+        return np.asarray(compiled(self.params, z_star))
 
     # Names and layouts.
 
     def input(self, name):
         return jnp.asarray(self.recording[f"in/{name}"], self.dtype)
 
-    def recorded(self, name):
-        return self.recording[f"{self.run}/{name}"]
-
-    def names(self, prefix):
-        full = f"{self.run}/{prefix}"
-        return [key.removeprefix(full) for key in self.recording if key.startswith(full)]
-
     @property
     def z_test(self):
         return tuple(nhwc(self.input(f"ztest_{i}")) for i in range(len(self.model.config.branches)))
-
-    @property
-    def z_star(self):
-        count = len(self.model.config.branches)
-        return tuple(nhwc(jnp.asarray(self.recorded(f"eval/zstar_{i}"), self.dtype)) for i in range(count))
 
     def split_state(self, flat):
         """From the reference's one vector an image, `[B, D]` or `[B, D, 1]`."""
@@ -312,15 +205,130 @@ class Check:
         nnx.update(model, state)  # nothing, for an empty one
         return to_torch_state_dict(model)
 
+
+class Check:
+    """One run that was recorded, against ours."""
+
+    def __init__(self, recording: Recording, run: str, ours: Ours):
+        self.recording, self.run, self.ours = recording, run, ours
+        self.precision = PRECISIONS[run]
+
+    def everything(self):
+        self.weights()
+        self.layer()
+        self.evaluation()
+        self.training()
+        if self.run == "f64":
+            self.dropout()
+
+    def weights(self):
+        saved = to_torch_state_dict(self.ours.model)
+        recorded = self.recording.under("sd/")
+        assert saved.keys() == recorded.keys()
+        for name, array in recorded.items():
+            np.testing.assert_array_equal(saved[name], array, err_msg=name)
+        for name, array in self.recording.under("eff/").items():
+            kernel = np.transpose(layer_at(self.ours.model.deq.cell, name).kernel(), (3, 2, 0, 1))
+            np.testing.assert_allclose(kernel, array, rtol=0, atol=self.precision.layer, err_msg=name)
+
+    def layer(self):
+        found = self.ours.evaluated
+        tolerance = self.precision.layer
+        self.near("eval/inj0", found["inj0"], tolerance)
+        for i in range(len(self.ours.model.config.branches)):
+            for part in ("block", "fused", "out"):
+                self.near(f"f/{part}_{i}", found[part][i], tolerance)
+        self.near("head/logits_at_ztest", found["head"], tolerance)
+        self.near("eval/unrolled_logits", found["unrolled"], tolerance)
+
+    def evaluation(self):
+        out = self.ours.evaluated["solve"]
+        for i, z in enumerate(out.z):
+            self.near(f"eval/zstar_{i}", z, self.precision.equilibrium)
+        self.near("eval/logits", out.logits, self.precision.equilibrium)
+        # The reference's best residual on its own scale, for the whole batch; ours is one an image.
+        assert self.recorded("eval/rel_residual") < 10 * self.precision.rtol
+        assert np.all(np.asarray(out.stats.residual) < 10 * self.precision.rtol)
+        # Both stop at 1e-3, not at the same iterate.
+        loose = self.ours.evaluate(**LOOSE)["solve"]
+        self.near("eval/default_logits", loose.logits, 0.1)
+        tight = np.asarray(out.logits)
+        assert np.max(np.abs(loose.logits - tight)) < 0.1
+
+    def training(self):
+        (loss, (out, batch_stats)), gradients = self.ours.trained
+        self.near("train/loss", loss, self.precision.equilibrium)
+        self.near("train/logits", out.logits, self.precision.equilibrium)
+        for i, z in enumerate(out.z):
+            self.near(f"train/zstar_{i}", z, self.precision.equilibrium)
+        self.running_statistics(batch_stats)
+        self.near_gradients("train/grad/", gradients, everywhere=True)
+
+        probes = self.ours.input("jac_probes")
+        noise = stack([self.ours.split_state(v) for v in probes])
+        u = self.ours.split_state(self.recorded("train/u").astype(self.ours.dtype))
+        penalty, penalty_gradients, error = self.ours.regularise(self.ours.params, out.z, noise, u)
+        self.near("train/jac_loss", penalty, self.precision.equilibrium)  # at the equilibrium found
+        size = max(float(jnp.max(jnp.abs(a))) for a in u)
+        assert max(float(jnp.max(jnp.abs(a))) for a in error) < self.precision.gradient * size, "train/u"
+        if self.run == "f64":
+            self.near_gradients("train/jac_grad/", penalty_gradients, everywhere=False)
+
+    def running_statistics(self, batch_stats):
+        """After the update; or, where the recorder read all of them before it, what was loaded.
+
+        The rule itself is tested against its formula in test_mdeq.py.
+        """
+        after, before = self.ours.named(batch_stats), self.recording.under("sd/")
+        recorded = {name: self.recorded(f"train/bn_after/{name}") for name in self.names("train/bn_after/")}
+        if all(np.array_equal(array, before[name]) for name, array in recorded.items()):
+            after = self.ours.named({})
+        for name, array in recorded.items():
+            np.testing.assert_allclose(after[name], array, rtol=0, atol=self.precision.layer, err_msg=name)
+
+    def dropout(self):
+        for i, z in enumerate(self.ours.evaluated.get("masked", ())):
+            np.testing.assert_allclose(nchw(z), self.recording[f"dropout/out_{i}"], rtol=0, atol=self.precision.layer)
+
+    def spectrum(self, matrix):
+        values = np.linalg.eigvals(matrix)
+        top = np.take_along_axis(values, np.argmax(np.abs(values), axis=1)[:, None], axis=1)[:, 0]
+        radius = self.recorded("eval/eig_sradius")
+        np.testing.assert_allclose(np.abs(top), radius, rtol=1e-7)
+        np.testing.assert_array_equal(np.abs(top.imag) > 1e-9, self.recorded("eval/eig_top_is_complex"))
+        np.testing.assert_allclose(np.sum(matrix**2, axis=(1, 2)), self.recorded("eval/jac_fro2"), rtol=1e-7)
+        start = jnp.zeros(matrix.shape[:2])
+        found = spectral_radius(lambda z: jnp.einsum("bij,bj->bi", matrix, z), start, KEY, iters=300, batched=True)
+        np.testing.assert_allclose(found, radius, rtol=1e-4)
+
+    def power_method(self, matrix):
+        """The reference's, with products `v^T J`."""
+        v = self.recording["in/power_v0"][..., 0].astype(np.float64)
+        for step in range(150):
+            product = np.einsum("bi,bij->bj", v, matrix)
+            value = np.abs(np.sum(product * v, axis=1, keepdims=True) / np.sum(v * v, axis=1, keepdims=True))
+            v = product / np.linalg.norm(product, axis=1, keepdims=True)
+            if step + 1 in (5, 150):
+                recorded = self.recorded(f"eval/power_sradius_{step + 1}")
+                # In a plane that rotates the value passes through zero.
+                np.testing.assert_allclose(value, recorded, rtol=self.precision.gradient, atol=self.precision.gradient)
+
+    def recorded(self, name):
+        return self.recording[f"{self.run}/{name}"]
+
+    def names(self, prefix):
+        full = f"{self.run}/{prefix}"
+        return [key.removeprefix(full) for key in self.recording if key.startswith(full)]
+
     def near(self, name, found, tolerance):
         found = nchw(found) if np.ndim(found) == 4 else found
         np.testing.assert_allclose(found, self.recorded(name), rtol=0, atol=tolerance, err_msg=f"{self.run}/{name}")
 
     def near_gradients(self, prefix, gradients, everywhere):
         """Each relative to its largest entry; what is not recorded is zero."""
-        found = self.named(gradients)
+        found = self.ours.named(gradients)
         recorded = {name: self.recorded(prefix + name) for name in self.names(prefix)}
-        names = [entry.name for entry in self.model.torch_entries() if isinstance(entry.variable, nnx.Param)]
+        names = [entry.name for entry in self.ours.model.torch_entries() if isinstance(entry.variable, nnx.Param)]
         assert set(recorded) <= set(names)
         if everywhere:
             assert set(recorded) == set(names)

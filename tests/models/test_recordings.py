@@ -8,17 +8,29 @@ import pytest
 from tests.models import lm_recording, mdeq_recording
 from tests.models.recording import HERE, Recording
 
-CHECKS = {"lm": lm_recording.check, "mdeq": mdeq_recording.check}  # by the start of the file's name
+KINDS = {"lm": lm_recording, "mdeq": mdeq_recording}  # by the start of the file's name
 pytestmark = pytest.mark.slow
-FILES = sorted(path for kind in CHECKS for path in HERE.glob(f"{kind}_*.npz"))
+FILES = {kind: sorted(HERE.glob(f"{kind}_*.npz")) for kind in KINDS}
+each = lambda pairs: [pytest.param(kind, path, id=path.stem) for kind, path in pairs]
 
 
 def test_there_are_recordings():
-    assert FILES, f"no recordings in {HERE}"
+    assert all(FILES.values()), f"no recordings in {HERE}"
 
 
-@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in FILES])
-def test_every_array(path):
+@pytest.mark.parametrize(("kind", "path"), each((kind, path) for kind, paths in FILES.items() for path in paths))
+def test_every_array(kind, path):
+    """Of both runs, against our model in double precision."""
     recording = Recording(path)
-    CHECKS[path.stem.split("_")[0]](recording)
+    KINDS[kind].check(recording)
     assert not recording.unread()
+
+
+def smallest(paths):
+    return min(paths, key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize(("kind", "path"), each((kind, smallest(paths)) for kind, paths in FILES.items() if paths))
+def test_in_single_precision(kind, path):
+    """Ours too. It compiles everything anew: the smallest model of each kind is enough."""
+    KINDS[kind].check_single(Recording(path))
