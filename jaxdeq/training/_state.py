@@ -38,7 +38,7 @@ class Structure(NamedTuple):
     """What does not change: a model is `nnx.merge(graphdef, params, random, rest)`."""
 
     graphdef: nnx.GraphDef
-    random: Any  # shapes of the random streams
+    random: Any  # the random streams, or their shapes
 
 
 class Parts(NamedTuple):
@@ -92,11 +92,16 @@ def create(config: Config, mesh: jax.sharding.Mesh) -> State:
     return jax.jit(lambda: draw(config), out_shardings=shardings)()
 
 
-def model_of(config: Config, state: State, mesh: jax.sharding.Mesh) -> Any:
+def seeded(structure: Structure, seed: int, mesh: jax.sharding.Mesh) -> Structure:
+    """With random streams in place of their shapes."""
+    begin = jax.jit(lambda: reseed(structure.random, jax.random.key(seed)), out_shardings=NamedSharding(mesh, P()))
+    return structure._replace(random=begin())
+
+
+def model_of(seeded: Structure, state: State) -> Any:
     """The model of a state, for evaluation: with averaged weights, where there are some."""
-    (params, rest), (graphdef, random) = state.ema or (state.params, state.rest), structure(config)
-    seeded = jax.jit(lambda: reseed(random, jax.random.key(config.seed)), out_shardings=NamedSharding(mesh, P()))
-    model: Any = nnx.merge(graphdef, params, seeded(), rest, copy=True)
+    params, rest = state.ema or (state.params, state.rest)
+    model: Any = nnx.merge(seeded.graphdef, params, seeded.random, rest, copy=True)
     model.eval()
     return model
 

@@ -16,7 +16,7 @@ from jaxdeq.training._plan import plan
 from jaxdeq.training._report import report
 from jaxdeq.training._saves import Saves
 from jaxdeq.training._start import start_from
-from jaxdeq.training._state import State, create, model_of
+from jaxdeq.training._state import State, create, model_of, seeded
 from jaxdeq.training._step import Programs
 
 __all__ = ["Diverged", "train"]
@@ -78,6 +78,7 @@ class _Run:
     def __init__(self, config, mesh, saves):
         self.config, self.mesh, self.saves = config, mesh, saves
         self.programs = Programs(config, mesh)
+        self.seeded = seeded(self.programs.structure, config.seed, mesh)  # once: an evaluation compiles nothing anew
         self.data = iter(config.data.train(config.batch, config.seed))
         self.epoch = config.data.steps_per_epoch(config.batch)  # may read the data: not for each record
         restored = self.saves.restore(self.programs.state, self.data)
@@ -151,7 +152,7 @@ class _Run:
         """Tries a state, unrolled before the end of pre-training, and writes how well it does."""
         config: Any = self.config
         unroll = config.model.unroll if step < config.pretrain else 0
-        scores = evaluate(config, model_of(config, state, self.mesh), split, unroll=unroll)
+        scores = evaluate(config, model_of(self.seeded, state), split, unroll=unroll)
         self.records.write(split, step, scores)
         return scores
 

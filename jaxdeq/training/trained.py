@@ -6,7 +6,7 @@ import jax
 
 from jaxdeq.training._checkpoint import CheckpointError, complete, first_line, folder_of, read_state
 from jaxdeq.training._config import Config
-from jaxdeq.training._state import model_of, plan_state
+from jaxdeq.training._state import model_of, plan_state, seeded, structure
 
 __all__ = ["load", "saved"]
 
@@ -57,4 +57,4 @@ def load(config: Config, step: int | None = None) -> Any:
             raise CheckpointError(
                 f"the checkpoint of step {step} in {folder} cannot be read ({first_line(error)}); there are {steps}"
             ) from error
-        return model_of(config, state, mesh)
+        return model_of(seeded(structure(config), config.seed, mesh), state)

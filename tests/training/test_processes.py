@@ -11,7 +11,7 @@ from tests.training.processes import arrays, finish, records, same, start, wait_
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
-STEPS = 100
+STEPS = 60
 
 
 def both(work):
@@ -33,14 +33,14 @@ def test_lose_one_and_go_on_twice(whole):
     """Told to stop, both save the same step. Killed, the other one would wait until its heartbeats are missed."""
     work = whole.parent / "lost"
     first, second = both(work)
-    wait_for(work, 30, first)  # while that step's checkpoint is written
+    wait_for(work, 10, first)  # while that step's checkpoint is written
     second.send_signal(signal.SIGINT)  # handed on as SIGTERM
     ends = [re.search(r"'step': (\d+), 'finished': False", finish(process)) for process in (first, second)]
     stopped = int(ends[0][1])
     assert stopped == int(ends[1][1])
     assert (work / "checkpoints" / str(stopped)).exists()
     first, second = both(work)
-    wait_for(work, stopped + 25, first)
+    wait_for(work, stopped + 20, first)
     for process in (second, first):
         process.kill()
         process.communicate()

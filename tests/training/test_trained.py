@@ -88,3 +88,17 @@ def test_goes_on_to_the_same_bits(whole, tmp_path):
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "8")
     assert training.train(replace(config, work=tmp_path / "cut")) == results
     same(arrays(tmp_path / "cut", 8), arrays(config.work, 8))
+
+
+def test_trying_a_model_builds_none(tmp_path, monkeypatch):
+    """A run builds its model's structure when it begins, not for each evaluation."""
+    built = []
+    build = training.Classification.build
+    monkeypatch.setattr(training.Classification, "build", lambda *args: (built.append(args), build(*args))[1])
+    counts = []
+    for every in (1, 3):
+        config = replace(tiny.EXPLICIT, steps=3, evaluation=training.Evaluation(every=every))
+        built.clear()
+        tiny.run(config, tmp_path / str(every))
+        counts.append(len(built))
+    assert 0 < counts[0] == counts[1]

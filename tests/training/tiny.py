@@ -153,5 +153,5 @@ if __name__ == "__main__":  # python -m tests.training.tiny work [port count ind
         port, count, index = several
         hosts = training.Hosts(f"127.0.0.1:{port}", int(count), int(index))
         hosts.connect()
-        config = replace(LONG, steps=100, hosts=hosts, mesh=training.Mesh(data=2, fsdp=2))
+        config = replace(LONG, steps=60, hosts=hosts, mesh=training.Mesh(data=2, fsdp=2))
     print(run(config, Path(work)))
