@@ -88,12 +88,6 @@ def compile(plan: Plan) -> Iterator[Row]:
 
 def memory(plan: Plan) -> Iterator[Row]:
     """Temporary bytes of the gradient of `f` and of a solve, in those of one state; not a time."""
-
-    def temporaries(problem: Problem, solve: Callable) -> int:
-        loss = lambda params, z0: jnp.sum(solve(problem.f, z0, params) ** 2)
-        compiled = jax.jit(jax.grad(loss)).lower(problem.params, problem.z0).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
     solved = lambda n: lambda f, z, p: jaxdeq.fixed_point(f, z, p, max_steps=n).z
     applied = {"f": lambda f, z, p: f(z, p), **{f"Anderson(), max_steps={n}": solved(n) for n in (10, 1000)}}
     for name, solve in peers.installed().items():
@@ -101,9 +95,16 @@ def memory(plan: Plan) -> Iterator[Row]:
     few, many = (f"Anderson(), max_steps={n}" for n in (10, 1000))
     for make in problems.ALL[plan.sizes]:
         problem = make()
-        sizes = {name: temporaries(problem, apply) / problem.z0.nbytes for name, apply in applied.items()}
+        sizes = {name: temporaries(problem, apply) for name, apply in applied.items()}
         for name, size in sizes.items():
             yield Row("memory", problem.name, name, exactly(size), sizes[few] if name == many else None)
+
+
+def temporaries(problem: Problem, apply: Callable) -> float:
+    """Of the gradient of a sum of squares, in sizes of a state."""
+    loss = lambda params, z0: jnp.sum(apply(problem.f, z0, params) ** 2)
+    compiled = jax.jit(jax.grad(loss)).lower(problem.params, problem.z0).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / problem.z0.nbytes
 
 
 def overhead(plan: Plan) -> Iterator[Row]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 import jaxdeq
 from benchmarks.problems import Problem
-from jaxdeq import solvers
+from jaxdeq import adjoints, solvers
 
 
 class Answer(NamedTuple):
@@ -21,9 +21,9 @@ MOST = 1000  # evaluations, if nothing else is said
 Solve = Callable[[Callable, Any, Any, float], Answer]  # (f, z0, params, rtol), differentiable by params
 
 
-def ours(solver: Any, max_steps: int = MOST) -> Solve:
+def ours(solver: Any, adjoint: Any = adjoints.Implicit()) -> Solve:
     def solve(f, z0, params, rtol):
-        z, stats = jaxdeq.fixed_point(f, z0, params, solver=solver, rtol=rtol, max_steps=max_steps)
+        z, stats = jaxdeq.fixed_point(f, z0, params, solver=solver, adjoint=adjoint, rtol=rtol, max_steps=MOST)
         return Answer(z, stats.steps)
 
     return solve

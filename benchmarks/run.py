@@ -13,12 +13,12 @@ from typing import Literal
 import jax
 import tyro
 
-from benchmarks import against, batches, cases, devices, layers, loop, memory, peers, plots, steps, table
+from benchmarks import adjoints, against, batches, cases, devices, layers, loop, memory, peers, plots, steps, table
 from benchmarks.cases import Plan, Row
 
 CASES = {
     name: case
-    for module in (against, cases, batches, devices, steps, loop, layers, memory)
+    for module in (against, cases, adjoints, batches, devices, steps, loop, layers, memory)
     for name, case in module.CASES.items()
 }
 Name = tyro.extras.literal_type_from_choices(CASES)

@@ -12,7 +12,7 @@ TINY = cases.Plan(1, "tiny")
 
 
 @pytest.mark.parametrize(
-    "name", ["gradient", "step", "memory", "waste", "mixed", "scaling", "collectives", "layer", "host"]
+    "name", ["gradient", "adjoints", "step", "memory", "waste", "mixed", "scaling", "collectives", "layer", "host"]
 )
 def test_a_case_runs(name, tmp_path):
     out = tmp_path / "results.json"
