@@ -26,6 +26,7 @@ MIXING = {
 SOLVES = {f"Anderson(10, every=3), {name}": ours(solvers.Anderson(10, every=3), a) for name, a in MIXING.items()} | {
     "Broyden(10), Shine()": ours(solvers.Broyden(10), Shine()),
     "Broyden(10), Shine(refine=5)": ours(solvers.Broyden(10), Shine(refine=5)),
+    f"Picard(), Unrolled({LONGEST})": ours(solvers.Picard(), Unrolled(LONGEST)),
     f"Reversible(), Reversible({LONGEST})": ours(solvers.Reversible(), Reversible(LONGEST)),
 }
 
