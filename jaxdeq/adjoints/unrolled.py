@@ -19,8 +19,8 @@ class Unrolled:
     Differentiates the solver's iterations, converged or not, in forward and in reverse mode and
     to any order; `z0` gets no gradient all the same. Reverse mode keeps the solver's state at every
     `segment`-th step and computes the steps between anew: with `length = segment ** 2` that is
-    `2 * segment` states and twice the evaluations. A state of `Anderson` holds its history: `Picard`
-    takes a fraction of the memory and half of the time. After the stop, `f` is not evaluated.
+    `2 * segment` states and twice the evaluations. A state of `Anderson` holds its history: with
+    `Picard`, a seventh to a half of the memory. After the stop, `f` is not evaluated.
 
     Args:
       length: the most steps that can be made; a larger `max_steps` of the call is cut to it.
@@ -65,7 +65,7 @@ class Unrolled:
 
         def segments(p, _):
             # Skipped as a whole after the stop: a skipped step carries all cotangents on. (12 steps of 64 at 64 x 1024:
-            # gradients take half the time with `Anderson`, 0.8 of it with `Picard`, of that with a test a step alone.)
+            # gradients take 0.5 of the time with `Anderson`, 0.8 with `Picard`, of those with a test a step alone.)
             return lax.cond(loop.running(p), segment, lambda p: p, p), None
 
         p, _ = lax.scan(segments, start, length=-(-self.length // self.segment))
