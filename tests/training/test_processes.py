@@ -11,7 +11,7 @@ from tests.training.processes import arrays, finish, records, same, start, wait_
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
-STEPS = 60
+STEPS = 40
 
 
 def both(work):
@@ -40,7 +40,7 @@ def test_lose_one_and_go_on_twice(whole):
     assert stopped == int(ends[1][1])
     assert (work / "checkpoints" / str(stopped)).exists()
     first, second = both(work)
-    wait_for(work, stopped + 20, first)
+    wait_for(work, stopped + 10, first)
     for process in (second, first):
         process.kill()
         process.communicate()

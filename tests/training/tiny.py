@@ -153,5 +153,13 @@ if __name__ == "__main__":  # python -m tests.training.tiny work [port count ind
         port, count, index = several
         hosts = training.Hosts(f"127.0.0.1:{port}", int(count), int(index))
         hosts.connect()
-        config = replace(LONG, steps=60, hosts=hosts, mesh=training.Mesh(data=2, fsdp=2))
+        config = replace(
+            LONG,
+            steps=40,  # slow ones: numbers go from process to process many times in each
+            pretrain=0,
+            penalty=replace(LONG.penalty, frequency=1.0),  # one program alone: test_resume.py has all
+            checkpoints=training.Checkpoints(every=5),
+            hosts=hosts,
+            mesh=training.Mesh(data=2, fsdp=2),
+        )
     print(run(config, Path(work)))
