@@ -95,12 +95,14 @@ class Plan(NamedTuple):
       penalised: whether the loss has the penalty.
       weight: of the penalty.
       max_steps: the budget of the solve.
+      seed: of the random draws within the step.
     """
 
     unrolled: bool
     penalised: np.bool_
     weight: np.float32
     max_steps: np.int32
+    seed: np.uint32
 
 
 def plan(step: int, seed: int, pretrain: int, penalty: Penalty, budget: Budget, max_steps: int) -> Plan:
@@ -111,4 +113,10 @@ def plan(step: int, seed: int, pretrain: int, penalty: Penalty, budget: Budget, 
     penalised = coin and weight > 0
     if budget.only_penalised and not penalised:
         change = 0
-    return Plan(step < pretrain, np.bool_(penalised), np.float32(weight), np.int32(max(1, max_steps + change)))
+    max_steps = max(1, max_steps + change)
+    return Plan(step < pretrain, np.bool_(penalised), np.float32(weight), np.int32(max_steps), argument(seed))
+
+
+def argument(seed: int) -> np.uint32:
+    """A seed as an argument of a program, so that runs that differ in it alone share a compilation."""
+    return np.uint32(seed % 2**32)

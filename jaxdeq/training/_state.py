@@ -1,5 +1,6 @@
 """All that changes while a model is trained, and how it begins."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdeq.training._config import Config
 from jaxdeq.training._mesh import place, place_rows
+from jaxdeq.training._plan import argument
 
 
 class State(NamedTuple):
@@ -69,9 +71,9 @@ def structure(config: Config) -> Structure:
     return Structure(graphdefs[0], random)
 
 
-def draw(config: Config) -> State:
-    """The state before the first step; a function of the config alone."""
-    model = config.task.build(config.model, nnx.Rngs(config.seed))
+def draw(config: Config, seed: Any) -> State:
+    """The state before the first step; of the config's seed, which is an argument of the program."""
+    model = config.task.build(config.model, nnx.Rngs(jax.random.key(seed)))
     carry = config.task.carry(model, config.batch)
     parts = split(model)
     moments = config.optimizer.directions().init(parts.params)
@@ -81,7 +83,7 @@ def draw(config: Config) -> State:
 
 def plan_state(config: Config, mesh: jax.sharding.Mesh) -> State:
     """Shapes and shardings of the state, without any array."""
-    shapes = jax.eval_shape(lambda: draw(config))
+    shapes = jax.eval_shape(partial(draw, config), argument(config.seed))
     shardings = place(shapes._replace(carry=()), mesh)._replace(carry=place_rows(shapes.carry, mesh))
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
@@ -89,13 +91,14 @@ def plan_state(config: Config, mesh: jax.sharding.Mesh) -> State:
 def create(config: Config, mesh: jax.sharding.Mesh) -> State:
     """The state before the first step, made in parts where the mesh has it in parts."""
     shardings = jax.tree.map(lambda x: x.sharding, plan_state(config, mesh))
-    return jax.jit(lambda: draw(config), out_shardings=shardings)()
+    return jax.jit(partial(draw, config), out_shardings=shardings)(argument(config.seed))
 
 
 def seeded(structure: Structure, seed: int, mesh: jax.sharding.Mesh) -> Structure:
     """With random streams in place of their shapes."""
-    begin = jax.jit(lambda: reseed(structure.random, jax.random.key(seed)), out_shardings=NamedSharding(mesh, P()))
-    return structure._replace(random=begin())
+    begin = lambda seed: reseed(structure.random, jax.random.key(seed))
+    random = jax.jit(begin, out_shardings=NamedSharding(mesh, P()))(argument(seed))
+    return structure._replace(random=random)
 
 
 def model_of(seeded: Structure, state: State) -> Any:

@@ -55,7 +55,7 @@ class Programs:
         return jax.jit(step, donate_argnums=0, out_shardings=(shardings, self.whole))
 
     def _step(self, state, batch, plan, *, unrolled, penalised):
-        config, key = self.config, jax.random.fold_in(jax.random.key(self.config.seed), state.step)
+        config, key = self.config, jax.random.fold_in(jax.random.key(plan.seed), state.step)
         params = lax.with_sharding_constraint(state.params, place(state.params, self.mesh, IN_USE))
         differentiate = lambda penalised: partial(self._differentiate, unrolled=unrolled, penalised=penalised)
         operands = (params, state.rest, batch, state.carry, key, plan.weight, plan.max_steps)

@@ -32,7 +32,9 @@ PLAIN = replace(
 
 # On one worker: the fixture is made once.
 pytestmark = pytest.mark.xdist_group("step")
-PENALISED = Plan(unrolled=False, penalised=np.bool_(True), weight=np.float32(0.5), max_steps=np.int32(5))
+PENALISED = Plan(
+    unrolled=False, penalised=np.bool_(True), weight=np.float32(0.5), max_steps=np.int32(5), seed=np.uint32(0)
+)
 NOT = PENALISED._replace(penalised=np.bool_(False))
 
 
@@ -84,6 +86,19 @@ def test_averages_follow_the_weights():
     state, _ = stepped(config, NOT)
     mixed = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, first, state.params)
     same(state.ema[0], mixed)
+
+
+def test_seeds_share_a_compilation():
+    """The seed, from which masks of dropout are drawn, is an argument of the program."""
+    texts = set()
+    for seed in (0, 1):
+        config = replace(tiny.IMAGES, seed=seed)
+        mesh = config.mesh.make()
+        with jax.set_mesh(mesh):
+            programs, batch = Programs(config, mesh), next(iter(config.data.train(config.batch, seed)))
+            step = programs._train_program(False, False)
+            texts.add(step.lower(programs.state, put_rows(batch, mesh), NOT._replace(seed=np.uint32(seed))).as_text())
+    assert len(texts) == 1
 
 
 @pytest.mark.mesh
