@@ -132,6 +132,8 @@ class _Run:
         self.step += 1
         self.records.advance()
         self._record(self.meter.add(measures))
+        if self.step == config.steps:
+            self._profile()  # has what was asked for: not the trial at the end too
         if self.step == config.steps or _due(self.step, config.evaluation.every):
             self._pause(self._try_and_save, last=self.step == config.steps)
         elif _due(self.step, config.checkpoints.every):
@@ -186,7 +188,7 @@ class _Run:
 
     def _profile(self):
         """Begins a trace of the device before the first step that is to be in it, and ends it after the last."""
-        wanted = self.step in range(*self.config.log.profile or (0,))
+        wanted = self.step < self.config.steps and self.step in range(*self.config.log.profile or (0,))
         if wanted != self.tracing:
             jax.block_until_ready(self.state)
             if wanted:
