@@ -48,11 +48,13 @@ def layer(plan: Plan) -> Iterator[Row]:
         runs = {"layer": solve(each, batch), "products": products(each, batch)}
         times = interleave(runs, min(plan.repetitions, ROUNDS))
         yield Row("layer", name, each.dtype, ratio(times["layer"], times["products"]), 1.1)
-    images, side = (2, 64) if plan.tiny else (IMAGES, SIDE)
-    config = replace(mdeq_configs.imagenet_small(), solver=solvers.Picard(), rtol=0.0, max_steps=STEPS)
+    make, images, side = (
+        (mdeq_configs.cifar10_tiny, 2, 16) if plan.tiny else (mdeq_configs.imagenet_small, IMAGES, SIDE)
+    )
+    config = replace(make(), solver=solvers.Picard(), rtol=0.0, max_steps=STEPS)
     runs = {"layer": solve_images(config, images, side), "products": convolutions(config, images, side)}
     times = interleave(runs, min(plan.repetitions, 4 * ROUNDS))
-    name = f"imagenet_small, {images} x {side} x {side}"
+    name = f"{make.__name__}, {images} x {side} x {side}"
     yield Row("layer", name, config.dtype, ratio(times["layer"], times["products"]), 1.1)
 
 
