@@ -72,7 +72,7 @@ def structure(config: Config) -> Structure:
 
 
 def draw(config: Config, seed: Any) -> State:
-    """The state before the first step; of the config's seed, which is an argument of the program."""
+    """The state before the first step. `seed` is the config's, as an argument of a program."""
     model = config.task.build(config.model, nnx.Rngs(jax.random.key(seed)))
     carry = config.task.carry(model, config.batch)
     parts = split(model)

@@ -154,8 +154,10 @@ def test_a_save_does_not_ask_whether_to_stop(tmp_path, monkeypatch):
     assert asked == []
 
 
-def test_radii_and_profiles_on_request(tmp_path):
-    """The profile ends with the run. One that is at its end is only tried and reported again."""
+def test_radii_and_profiles_on_request(tmp_path, monkeypatch):
+    """The profile ends with the last step, before the trial. A run at its end is only tried and reported again."""
+    seen, stop = [], jax.profiler.stop_trace
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: (seen.append(records(tmp_path / "work")), stop()))
     asked = replace(
         tiny.TEXT, steps=3, pretrain=0, ema=0.0, penalty=Penalty(), evaluation=Evaluation(every=0, radius=True),
         checkpoints=Checkpoints(every=0), log=replace(tiny.TEXT.log, profile=(1, 9), tensorboard=True),
@@ -163,6 +165,7 @@ def test_radii_and_profiles_on_request(tmp_path):
     first = tiny.run(asked, tmp_path / "work")
     assert 0 < first["last"]["radius"] < 10
     assert list((tmp_path / "work" / "profile").rglob("*.xplane.pb"))
+    assert [[record["kind"] for record in then] for then in seen] == [["train"]]
     assert tiny.run(asked, tmp_path / "work") == first
     kinds = [(record["kind"], record["step"]) for record in records(tmp_path / "work")]
     assert kinds == [("train", 2), ("train", 3), ("valid", 3), ("test", 3)]
