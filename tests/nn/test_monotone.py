@@ -7,6 +7,8 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxdeq
 from jaxdeq import solvers
@@ -92,6 +94,29 @@ def test_gradients():
     for i, gradient in enumerate(gradients):
         moved = lambda x, i=i: value(*at[:i], x, *at[i + 1 :])
         np.testing.assert_allclose(gradient, central(moved, at[i]), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.mesh
+def test_rows_apart_and_on_devices():
+    """Solved one by one under `vmap`, and spread over a mesh, rows have the gradients that they have together."""
+    cell = make(1.5)
+    graphdef, state = nnx.split(cell)
+
+    def loss(skew, x):
+        copy = nnx.merge(graphdef, state, copy=True)
+        copy.skew[...] = skew
+        return jnp.sum(jnp.sin(solve(copy, x)[0]))
+
+    at, gradient = (cell.skew[...], jnp.asarray(X)), jax.grad(loss)
+    together = jax.jit(gradient)(*at)
+    one_by_one = jax.jit(jax.vmap(gradient, (None, 0)))(at[0], at[1][:, None])
+    np.testing.assert_allclose(one_by_one.sum(0), together, rtol=1e-7, atol=1e-9)
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
+        with jax.set_mesh(mesh):
+            spread = jax.device_put(at[1], NamedSharding(mesh, P("data")))
+            parts = jax.jit(gradient)(jax.device_put(at[0], NamedSharding(mesh, P())), spread)
+        np.testing.assert_allclose(jax.device_get(parts), together, rtol=1e-7, atol=1e-9)
 
 
 def test_the_inverse_is_made_once_a_solve():
