@@ -20,7 +20,7 @@ class Unrolled:
     to any order; `z0` gets no gradient all the same. Reverse mode keeps the solver's state at every
     `segment`-th step and computes the steps between anew: with `length = segment ** 2` that is
     `2 * segment` states and twice the evaluations. A state of `Anderson` holds its history: with
-    `Picard`, a seventh to a half of the memory. After the stop, `f` is not evaluated.
+    `Picard`, a ninth to a half of the memory. After the stop, `f` is not evaluated.
 
     Args:
       length: the most steps that can be made; a larger `max_steps` of the call is cut to it.
